@@ -1,0 +1,20 @@
+//! `audit-consumer`: exactly-once transactional stream processing of compliance audit events, from Kafka to
+//! PostgreSQL.
+//!
+//! The promise: every record of the source topics is in PostgreSQL exactly once, as an event, a counted
+//! duplicate or a dead letter, and nothing that was accepted is lost when the process, the broker, the
+//! database or the network fails at any moment. ARCHITECTURE.md tells how it is kept; start reading at
+//! [`pipeline`].
+//!
+//! A module imports only from rows above its own (`tests/architecture.rs` keeps this):
+//!
+//! | row | modules |
+//! | --- | --- |
+//! | 0 | [`model`] |
+//! | 1 | [`config`], [`observe`] |
+//! | 2 | [`source`], [`store`] |
+//! | 3 | [`pipeline`], [`http`] |
+//! | 4 | [`app`] |
+//! | 5 | [`cli`] |
+
+pub mod model;

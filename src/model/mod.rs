@@ -1,0 +1,9 @@
+//! The pure core: positions, decoding, events, batches, retry policy.
+//!
+//! Promises: every function is total and depends on its arguments alone. Never here: tokio, rdkafka, sqlx,
+//! the file system, the environment, a clock, randomness, tracing (`tests/architecture.rs` keeps this).
+
+pub mod decode;
+pub mod event;
+pub mod position;
+pub mod rejection;
