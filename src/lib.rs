@@ -18,3 +18,7 @@
 //! | 5 | [`cli`] |
 
 pub mod model;
+pub mod observe;
+pub mod pipeline;
+pub mod source;
+pub mod store;

@@ -31,3 +31,18 @@ pub fn decode<'a>(payload: Option<&'a [u8]>, rules: &'a DecodeRules) -> Result<E
     let _ = (payload, rules);
     Err(Rejection::new(super::rejection::RejectionCode::Tombstone, "stub"))
 }
+
+/// What could be read of an event that was rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// The audit id.
+    pub audit_id: Option<uuid::Uuid>,
+    /// The correlation id.
+    pub correlation_id: Option<uuid::Uuid>,
+}
+
+/// Reads what identifies a rejected payload, as far as that is possible.
+#[must_use]
+pub fn identify(_payload: &[u8]) -> Identity {
+    Identity::default()
+}

@@ -29,6 +29,26 @@ impl Timestamp {
     }
 }
 
+/// A day in UTC, counted from 1970-01-01.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UtcDay(i64);
+
+impl UtcDay {
+    const LEN_MICROS: i64 = 86_400_000_000;
+
+    /// The day of `time`.
+    #[must_use]
+    pub const fn of(time: Timestamp) -> Self {
+        Self(time.0.div_euclid(Self::LEN_MICROS))
+    }
+
+    /// The day's first moment in microseconds since the Unix epoch.
+    #[must_use]
+    pub const fn start_unix_micros(self) -> i64 {
+        self.0 * Self::LEN_MICROS
+    }
+}
+
 /// How the audited operation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Status {
@@ -78,10 +98,12 @@ impl TrustScore {
         if scale > Self::MAX_SCALE {
             return None;
         }
-        match 10u64.checked_pow(scale as u32) {
-            Some(one) if unscaled <= one => Some(Self { unscaled, scale }),
-            _ => None,
+        let (mut one, mut digits) = (1u64, 0);
+        while digits < scale {
+            one *= 10;
+            digits += 1;
         }
+        if unscaled <= one { Some(Self { unscaled, scale }) } else { None }
     }
 
     /// The digits as one whole number.

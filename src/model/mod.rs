@@ -3,7 +3,10 @@
 //! Promises: every function is total and depends on its arguments alone. Never here: tokio, rdkafka, sqlx,
 //! the file system, the environment, a clock, randomness, tracing (`tests/architecture.rs` keeps this).
 
+pub mod backoff;
+pub mod batch;
 pub mod decode;
 pub mod event;
 pub mod position;
+pub mod record;
 pub mod rejection;

@@ -1,0 +1,3 @@
+//! What others see of the process, and its clock.
+mod clock;
+pub use clock::Clock;

@@ -1,0 +1,187 @@
+//! The board: what the process is doing, for the mirror, the metrics and the status page.
+//!
+//! Lanes and the supervisor write it, others read it; nothing is decided by it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::latency::Latencies;
+use crate::model::position::{Epoch, Offset, StreamPartition, TopicPartition};
+use crate::model::record::AssignmentId;
+
+/// A partition that we own and read.
+#[derive(Debug, Clone)]
+pub struct OwnedPartition {
+    /// Which one.
+    pub source: Arc<TopicPartition>,
+    /// The key of its position.
+    pub key: StreamPartition,
+    /// The claim's epoch.
+    pub epoch: Epoch,
+    /// Which lane commits it.
+    pub lane_index: usize,
+    /// The position that PostgreSQL holds.
+    pub position: Offset,
+    /// The end of the partition as last fetched.
+    pub end: Option<Offset>,
+}
+
+impl OwnedPartition {
+    /// How many offsets lie between the position and the end; none before the first fetch.
+    #[must_use]
+    pub fn lag(&self) -> Option<u64> {
+        Some(self.position.distance_to(self.end?).unwrap_or(0))
+    }
+}
+
+/// Why a partition that Kafka has assigned to us is not read. Codes are stable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// A stable code.
+    pub code: HoldCode,
+    /// For people: what, and what to do next.
+    pub detail: String,
+    /// Since when, on the monotonic clock.
+    pub since: Instant,
+}
+
+/// The codes of holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HoldCode {
+    /// Kafka can't describe the partition now.
+    KafkaUnavailable,
+    /// PostgreSQL does not answer.
+    DatabaseUnavailable,
+    /// PostgreSQL is not set up for us.
+    DatabaseMisconfigured,
+    /// Another process claimed the partition; we wait before we claim it again.
+    ClaimedElsewhere,
+    /// The topic was created again, or this is another cluster.
+    TopicRecreated,
+    /// Another group owns the stream in this database.
+    ForeignGroup,
+    /// Kafka has deleted records beyond our position.
+    RecordsDeleted,
+    /// Kafka has lost records that we have stored.
+    PositionBeyondEnd,
+    /// What PostgreSQL holds contradicts the promise.
+    AccountBroken,
+}
+
+impl HoldCode {
+    /// The code as text.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::KafkaUnavailable => "kafka_unavailable",
+            Self::DatabaseUnavailable => "database_unavailable",
+            Self::DatabaseMisconfigured => "database_misconfigured",
+            Self::ClaimedElsewhere => "claimed_elsewhere",
+            Self::TopicRecreated => "topic_recreated",
+            Self::ForeignGroup => "foreign_group",
+            Self::RecordsDeleted => "records_deleted",
+            Self::PositionBeyondEnd => "position_beyond_end",
+            Self::AccountBroken => "account_broken",
+        }
+    }
+
+    /// Whether it stays until an operator acts.
+    #[must_use]
+    pub const fn needs_operator(self) -> bool {
+        match self {
+            Self::KafkaUnavailable | Self::DatabaseUnavailable | Self::ClaimedElsewhere => false,
+            Self::DatabaseMisconfigured
+            | Self::TopicRecreated
+            | Self::ForeignGroup
+            | Self::RecordsDeleted
+            | Self::PositionBeyondEnd
+            | Self::AccountBroken => true,
+        }
+    }
+}
+
+/// What we know of PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum DatabaseState {
+    /// Nothing was asked yet.
+    #[default]
+    Unknown,
+    /// The last thing asked was answered.
+    Up,
+    /// It is away, or contended: we go on trying.
+    Down {
+        /// What it said.
+        error: String,
+        /// Since when, on the monotonic clock.
+        since: Instant,
+    },
+    /// An operator must act.
+    Misconfigured {
+        /// What it said.
+        error: String,
+    },
+}
+
+/// Where the process stands between start and stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// Kafka has not answered yet.
+    #[default]
+    Starting,
+    /// It works.
+    Running,
+    /// It is going down.
+    Stopping,
+}
+
+/// What was stored by this process since it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Events.
+    pub events: u64,
+    /// Upstream duplicates.
+    pub duplicates: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+}
+
+/// The board's content.
+#[derive(Debug, Default)]
+pub struct BoardState {
+    /// Between start and stop.
+    pub phase: Phase,
+    /// What is read.
+    pub owned: BTreeMap<AssignmentId, OwnedPartition>,
+    /// What is held.
+    pub held: BTreeMap<Arc<TopicPartition>, Hold>,
+    /// PostgreSQL.
+    pub database: DatabaseState,
+    /// Whether the brokers answer; `None` before the first answer.
+    pub is_kafka_reachable: Option<bool>,
+    /// When the poll thread last spoke.
+    pub polled_at: Option<Instant>,
+    /// What was stored.
+    pub totals: Totals,
+    /// From a record's own time to its commit.
+    pub latencies: Latencies,
+}
+
+impl BoardState {
+    /// Whether the poll thread has spoken within `patience`.
+    #[must_use]
+    pub fn is_polling(&self, now: Instant, patience: Duration) -> bool {
+        self.polled_at.is_some_and(|at| now.saturating_duration_since(at) <= patience)
+    }
+}
+
+/// A handle to the board.
+#[derive(Debug, Clone, Default)]
+pub struct Board(Arc<Mutex<BoardState>>);
+
+impl Board {
+    /// The content, locked; never held across an await.
+    pub fn lock(&self) -> MutexGuard<'_, BoardState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

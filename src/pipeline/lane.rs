@@ -1,0 +1,601 @@
+//! A lane: decodes its partitions' chunks into batches and commits them, one at a time and in order.
+//!
+//! While one batch is being committed (in a task of its own) the next one is built. A batch that PostgreSQL
+//! did not take stays at the front of the queue until it is stored, is stale, or its partitions are taken
+//! away. What the lane believes of a position is checked against PostgreSQL by every commit, after every new
+//! session and, for idle partitions, every `VERIFY_INTERVAL_MS`; where they differ PostgreSQL is right and the
+//! partition is given up, to be claimed and read again from there.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::board::{Board, DatabaseState};
+use super::facts::LaneFacts;
+use super::work::{Work, WorkDone};
+use crate::model::backoff::RetryPolicy;
+use crate::model::batch::{Batch, BatchBuilder, BatchLimits, DeadLetter, Decoded};
+use crate::model::decode::{DecodeRules, decode, identify};
+use crate::model::position::{Epoch, Offset, StreamPartition};
+use crate::model::record::{AssignmentId, Chunk};
+use crate::model::rejection::{Rejection, RejectionCode};
+use crate::observe::Clock;
+use crate::store::copy::encode_event;
+use crate::store::{
+    Claim, CommitOutcome, CommitPath, CommittedPart, Session, StalePart, StoreError, StoreSettings,
+};
+
+/// How many batches after a collision go by the merge path first.
+const MERGE_FIRST_COUNT: u32 = 20;
+/// The first and the longest wait between tries while PostgreSQL is away.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MOST: Duration = Duration::from_secs(2);
+/// How often a lane looks again after an error that an operator must mend.
+const MISCONFIGURED_WAIT: Duration = Duration::from_secs(5);
+/// The same after an error that our table does not know.
+const UNKNOWN_WAIT: Duration = Duration::from_secs(30);
+
+/// What every lane is told.
+#[derive(Debug, Clone)]
+pub(super) struct LaneSettings {
+    pub(super) store: StoreSettings,
+    pub(super) rules: Arc<DecodeRules>,
+    pub(super) limits: BatchLimits,
+    pub(super) linger: Duration,
+    pub(super) verify_interval: Duration,
+    pub(super) work_deadline: Duration,
+    pub(super) clock: Clock,
+}
+
+/// What the supervisor tells a lane.
+#[derive(Debug)]
+pub(super) enum LaneControl {
+    /// A partition is ours under this claim, from this position.
+    Adopt { assignment: AssignmentId, claim: Claim, position: Offset },
+    /// Partitions go away: finish what is under way within `patience`, or abandon it, then answer.
+    Abandon { assignments: Vec<AssignmentId>, patience: Duration, reply: oneshot::Sender<()> },
+}
+
+/// Why a lane gives a partition up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum GiveUp {
+    /// Another process claimed it.
+    ClaimedElsewhere,
+    /// PostgreSQL's position is not ours (a failover that lost commits moves it back).
+    PositionMoved,
+    /// A chunk did not continue the one before.
+    Discontinuity,
+    /// The account is broken: the partition must stop.
+    Broken(String),
+}
+
+/// A partition that a lane has given up.
+#[derive(Debug)]
+pub(super) struct LaneReport {
+    pub(super) assignment: AssignmentId,
+    pub(super) why: GiveUp,
+}
+
+#[derive(Debug)]
+struct LanePartition {
+    claim: Claim,
+    /// What PostgreSQL holds, as far as we know.
+    position: Offset,
+    /// The position behind the last chunk that was taken.
+    read_to: Offset,
+    /// Whether our present session stands in the position's row.
+    is_recorded: bool,
+}
+
+#[derive(Debug)]
+struct Leaving {
+    assignments: Vec<AssignmentId>,
+    deadline: Instant,
+    reply: oneshot::Sender<()>,
+}
+
+pub(super) struct Lane {
+    index: usize,
+    settings: LaneSettings,
+    chunks: mpsc::Receiver<Arc<Chunk>>,
+    control: mpsc::Receiver<LaneControl>,
+    reports: mpsc::UnboundedSender<LaneReport>,
+    board: Board,
+    metrics: LaneFacts,
+    owned: BTreeMap<AssignmentId, LanePartition>,
+    builder: BatchBuilder,
+    opened_at: Option<Instant>,
+    /// Batches to commit, in order: one, or the parts that it was split into.
+    queue: VecDeque<Batch>,
+    session: Option<Session>,
+    work: Option<(JoinHandle<WorkDone>, Vec<AssignmentId>, Instant)>,
+    retry: RetryPolicy,
+    retry_at: Option<Instant>,
+    merge_first_count: u32,
+    verify_at: Instant,
+    leaving: Option<Leaving>,
+}
+
+impl Lane {
+    pub(super) fn new(
+        index: usize,
+        settings: LaneSettings,
+        (chunks, control): (mpsc::Receiver<Arc<Chunk>>, mpsc::Receiver<LaneControl>),
+        reports: mpsc::UnboundedSender<LaneReport>,
+        (board, metrics): (Board, LaneFacts),
+    ) -> Self {
+        let verify_at = settings.clock.monotonic() + settings.verify_interval;
+        Self {
+            index,
+            builder: BatchBuilder::new(settings.limits),
+            settings,
+            chunks,
+            control,
+            reports,
+            board,
+            metrics,
+            owned: BTreeMap::new(),
+            opened_at: None,
+            queue: VecDeque::new(),
+            session: None,
+            work: None,
+            retry: RetryPolicy::new(RETRY_FIRST, RETRY_MOST),
+            retry_at: None,
+            merge_first_count: 0,
+            verify_at,
+            leaving: None,
+        }
+    }
+
+    /// Works until the supervisor hangs up.
+    pub(super) async fn run(mut self) {
+        loop {
+            self.start_work();
+            let now = self.settings.clock.monotonic();
+            let wake_at = self.wake_at(now);
+            let can_take = !self.builder.is_full();
+            tokio::select! {
+                biased;
+                control = self.control.recv() => match control {
+                    Some(control) => self.obey(control),
+                    None => return,
+                },
+                done = joined(&mut self.work) => self.finish(done),
+                chunk = self.chunks.recv(), if can_take => match chunk {
+                    Some(chunk) => self.take(&chunk),
+                    None => return,
+                },
+                () = tokio::time::sleep_until(wake_at.into()) => self.wake(),
+            }
+        }
+    }
+
+    /// When something is due that no message announces.
+    fn wake_at(&self, now: Instant) -> Instant {
+        let mut at = self.verify_at.max(now);
+        if self.work.is_some() {
+            at = now + self.settings.verify_interval;
+        } else if let Some(retry_at) = self.retry_at {
+            at = retry_at;
+        } else if let Some(opened_at) = self.opened_at {
+            at = at.min(opened_at + self.settings.linger);
+        }
+        self.leaving.as_ref().map_or(at, |leaving| at.min(leaving.deadline))
+    }
+
+    fn wake(&mut self) {
+        let now = self.settings.clock.monotonic();
+        self.retry_at = self.retry_at.filter(|at| *at > now);
+        if self.leaving.as_ref().is_some_and(|leaving| leaving.deadline <= now) {
+            self.abandon_work();
+            self.leave();
+        }
+    }
+
+    fn obey(&mut self, control: LaneControl) {
+        match control {
+            LaneControl::Adopt { assignment, claim, position } => {
+                let partition = LanePartition { claim, position, read_to: position, is_recorded: false };
+                self.owned.insert(assignment, partition);
+            }
+            LaneControl::Abandon { assignments, patience, reply } => {
+                let deadline = self.settings.clock.monotonic() + patience;
+                self.builder.remove(|part| assignments.contains(&part.assignment));
+                if self.builder.is_empty() {
+                    self.opened_at = None;
+                }
+                self.leaving = Some(Leaving { assignments, deadline, reply });
+                if !self.is_leaving_under_way() {
+                    self.leave();
+                }
+            }
+        }
+    }
+
+    /// Whether the work under way concerns a partition that goes away.
+    fn is_leaving_under_way(&self) -> bool {
+        match (&self.work, &self.leaving) {
+            (Some((_, assignments, _)), Some(leaving)) => {
+                assignments.iter().any(|assignment| leaving.assignments.contains(assignment))
+            }
+            _ => false,
+        }
+    }
+
+    fn leave(&mut self) {
+        let Some(Leaving { assignments, reply, .. }) = self.leaving.take() else { return };
+        for assignment in assignments {
+            self.forget(assignment);
+        }
+        if reply.send(()).is_err() {
+            tracing::debug!(lane = self.index, "nobody waits for the partitions that were given up");
+        }
+    }
+
+    /// Stops the work under way; what became of it at PostgreSQL is unknown, and the session is gone with it.
+    fn abandon_work(&mut self) {
+        if let Some((task, ..)) = self.work.take() {
+            task.abort();
+            self.lose_session();
+            tracing::warn!(lane = self.index, "a commit under way was abandoned");
+        }
+    }
+
+    fn lose_session(&mut self) {
+        self.session = None;
+        self.owned.values_mut().for_each(|partition| partition.is_recorded = false);
+    }
+
+    /// Drops all that is known of an assignment.
+    fn forget(&mut self, assignment: AssignmentId) {
+        self.owned.remove(&assignment);
+        self.builder.remove(|part| part.assignment == assignment);
+        if self.builder.is_empty() {
+            self.opened_at = None;
+        }
+        let batches = std::mem::take(&mut self.queue);
+        let left = batches.into_iter().map(|batch| batch.without(|part| part.assignment == assignment));
+        self.queue = left.filter(|batch| !batch.is_empty()).collect();
+    }
+
+    fn give_up(&mut self, assignment: AssignmentId, why: GiveUp) {
+        self.forget(assignment);
+        self.metrics.gave_up(&why);
+        // Unbounded, and bounded by one report for each assignment.
+        if self.reports.send(LaneReport { assignment, why }).is_err() {
+            tracing::debug!(lane = self.index, "the supervisor is gone");
+        }
+    }
+
+    /// Decodes a chunk into the open batch.
+    fn take(&mut self, chunk: &Arc<Chunk>) {
+        // Records of an assignment that ended are dropped here.
+        let Some(partition) = self.owned.get_mut(&chunk.assignment) else { return };
+        let (key, epoch) = (partition.claim.key, partition.claim.epoch);
+        let is_next = partition.read_to == chunk.start;
+        let rules = Arc::clone(&self.settings.rules);
+        let started_at = self.settings.clock.monotonic();
+        let pushed = is_next.then(|| {
+            self.builder.push(chunk, key, epoch, |record, rows| {
+                let value = chunk.value(record);
+                match decode(value, &rules) {
+                    Ok(event) => {
+                        encode_event(rows, &event, key, record.offset);
+                        Decoded::Event(event.timestamp)
+                    }
+                    Err(rejection) => {
+                        let identity = value.map(identify).unwrap_or_default();
+                        Decoded::DeadLetter(DeadLetter {
+                            rejection,
+                            sqlstate: None,
+                            audit_id: identity.audit_id,
+                            correlation_id: identity.correlation_id,
+                        })
+                    }
+                }
+            })
+        });
+        match pushed {
+            Some(Ok(())) => {
+                partition.read_to = chunk.end;
+                self.opened_at.get_or_insert(started_at);
+                self.metrics
+                    .took(chunk, self.settings.clock.monotonic().saturating_duration_since(started_at));
+            }
+            Some(Err(_)) | None => {
+                tracing::error!(
+                    partition = %chunk.source, expected = %partition.read_to, found = %chunk.start,
+                    "records are missing between poll and batch; the partition is read again from its position"
+                );
+                self.give_up(chunk.assignment, GiveUp::Discontinuity);
+            }
+        }
+    }
+
+    /// Starts the next piece of work, if there is one and nothing is under way.
+    fn start_work(&mut self) {
+        let now = self.settings.clock.monotonic();
+        if self.work.is_some() || self.retry_at.is_some_and(|at| at > now) || self.owned.is_empty() {
+            return;
+        }
+        let is_ripe =
+            self.opened_at.is_some_and(|at| now.saturating_duration_since(at) >= self.settings.linger);
+        if self.queue.is_empty() && (self.builder.is_full() || is_ripe) {
+            self.queue.push_back(self.builder.take());
+            self.opened_at = None;
+        }
+        let must_verify = self.verify_at <= now;
+        if self.queue.is_empty() && !must_verify {
+            return;
+        }
+        let must_adopt = self.owned.values().any(|partition| !partition.is_recorded);
+        let claims = if must_verify || must_adopt || self.session.is_none() {
+            self.verify_at = now + self.settings.verify_interval;
+            self.owned.values().map(|partition| partition.claim).collect()
+        } else {
+            Vec::new()
+        };
+        let batch = self.queue.pop_front().map(|batch| (batch, self.path()));
+        let assignments = match &batch {
+            Some((batch, _)) => batch.parts().iter().map(|part| part.assignment).collect(),
+            None => self.owned.keys().copied().collect(),
+        };
+        let work = Work { session: self.session.take(), claims, must_adopt, batch };
+        tracing::trace!(lane = self.index, parts_count = work.parts_count(), "work starts");
+        let task = tokio::spawn(work.run(self.settings.store.clone(), self.settings.work_deadline));
+        self.work = Some((task, assignments, now));
+    }
+
+    const fn path(&self) -> CommitPath {
+        if self.merge_first_count > 0 { CommitPath::Merge } else { CommitPath::Direct }
+    }
+
+    fn finish(&mut self, done: Result<WorkDone, tokio::task::JoinError>) {
+        let Some((_, _, started_at)) = self.work.take() else { return };
+        let elapsed = self.settings.clock.monotonic().saturating_duration_since(started_at);
+        match done {
+            Ok(done) => self.settle(done, elapsed),
+            Err(error) => {
+                // A panic in the task: a bug. Its batch is gone, so its partitions are read again.
+                tracing::error!(lane = self.index, %error, "a commit task died");
+                self.lose_session();
+                let assignments: Vec<AssignmentId> = self.owned.keys().copied().collect();
+                assignments
+                    .into_iter()
+                    .for_each(|assignment| self.give_up(assignment, GiveUp::Discontinuity));
+            }
+        }
+        if self.leaving.is_some() {
+            self.leave();
+        }
+    }
+
+    fn settle(&mut self, done: WorkDone, elapsed: Duration) {
+        let WorkDone { session, seen, batch, outcome, default_count } = done;
+        self.session = session;
+        self.metrics.worked(batch.as_ref().map(|(batch, _)| batch), &outcome, (elapsed, default_count));
+        if let Some((batch, _)) = &batch {
+            // Back to the front; what follows takes it away if it was stored or is stale.
+            self.queue.push_front(batch.clone());
+        }
+        if let Some((asked, positions)) = seen {
+            self.compare(&asked, &positions);
+        }
+        match outcome {
+            Ok(outcome) => {
+                self.database_is(DatabaseState::Up);
+                self.retry.reset();
+                self.owned.values_mut().for_each(|partition| partition.is_recorded = true);
+                match (outcome, batch) {
+                    (Some(CommitOutcome::Committed { path, parts }), Some((batch, _))) => {
+                        self.queue.pop_front();
+                        self.committed(&batch, &parts, path);
+                    }
+                    (Some(CommitOutcome::Stale(stale)), Some((batch, _))) => self.stale(&batch, &stale),
+                    _ => {}
+                }
+            }
+            Err(error) => {
+                self.lose_session();
+                self.failed(error, batch);
+            }
+        }
+    }
+
+    fn committed(&mut self, batch: &Batch, parts: &[CommittedPart], path: CommitPath) {
+        let collided = parts.iter().any(|part| part.duplicate_count > 0);
+        self.merge_first_count = match path {
+            CommitPath::Merge if collided => MERGE_FIRST_COUNT,
+            _ => self.merge_first_count.saturating_sub(1),
+        };
+        for part in batch.parts() {
+            self.moved(part.key, part.epoch, part.end);
+        }
+        self.metrics.committed(batch, parts, path, self.settings.clock.wall(), &self.board);
+    }
+
+    /// Notes that PostgreSQL holds `position`.
+    fn moved(&mut self, key: StreamPartition, epoch: Epoch, position: Offset) {
+        let claim = Claim { key, epoch };
+        for (assignment, partition) in self.owned.iter_mut().filter(|(_, partition)| partition.claim == claim)
+        {
+            partition.position = position;
+            if let Some(owned) = self.board.lock().owned.get_mut(assignment) {
+                owned.position = position;
+            }
+        }
+    }
+
+    /// The commit was refused in some partitions: those are dealt with, the others stay in the queue.
+    fn stale(&mut self, batch: &Batch, stale: &[StalePart]) {
+        for part in batch.parts() {
+            let Some(found) = stale.iter().find(|stale| stale.key == part.key) else { continue };
+            match found.current {
+                Some((epoch, next)) if epoch == part.epoch && next == part.end => {
+                    self.was_stored_before(part.key, part.epoch, part.end);
+                }
+                Some((epoch, _)) if epoch == part.epoch => {
+                    self.give_up(part.assignment, GiveUp::PositionMoved)
+                }
+                Some(_) | None => self.give_up(part.assignment, GiveUp::ClaimedElsewhere),
+            }
+        }
+    }
+
+    /// A commit whose answer never came had succeeded.
+    fn was_stored_before(&mut self, key: StreamPartition, epoch: Epoch, end: Offset) {
+        self.moved(key, epoch, end);
+        self.metrics.found_committed();
+        if let Some(front) = self.queue.pop_front() {
+            let rest = front.without(|part| part.key == key && part.epoch == epoch && part.end == end);
+            if !rest.is_empty() {
+                self.queue.push_front(rest);
+            }
+        }
+    }
+
+    /// Compares what PostgreSQL holds with what we believe; PostgreSQL is right.
+    fn compare(&mut self, asked: &[Claim], positions: &[(StreamPartition, crate::store::ClaimedPosition)]) {
+        let mine: Vec<(AssignmentId, Claim, Offset)> = self
+            .owned
+            .iter()
+            .filter(|(_, partition)| asked.contains(&partition.claim))
+            .map(|(assignment, partition)| (*assignment, partition.claim, partition.position))
+            .collect();
+        for (assignment, claim, believed) in mine {
+            let found = positions.iter().find(|(key, _)| *key == claim.key).map(|(_, position)| *position);
+            let front_end = self.queue.front().and_then(|batch| {
+                let part =
+                    batch.parts().iter().find(|part| part.key == claim.key && part.epoch == claim.epoch)?;
+                (part.start == believed).then_some(part.end)
+            });
+            match found {
+                Some(position) if position.epoch != claim.epoch => {
+                    self.give_up(assignment, GiveUp::ClaimedElsewhere)
+                }
+                Some(position) if position.next == believed => {}
+                Some(position) if Some(position.next) == front_end => {
+                    self.was_stored_before(claim.key, claim.epoch, position.next);
+                }
+                Some(_) => self.give_up(assignment, GiveUp::PositionMoved),
+                None => self.give_up(assignment, GiveUp::ClaimedElsewhere),
+            }
+        }
+    }
+
+    fn failed(&mut self, error: StoreError, batch: Option<(Batch, CommitPath)>) {
+        let now = self.settings.clock.monotonic();
+        match error {
+            StoreError::Unavailable { .. } | StoreError::Contended { .. } => {
+                self.wait_for_database(&error, now)
+            }
+            StoreError::StatementTimeout(_) => match batch {
+                Some((batch, _)) if batch.entries().len() > 1 => self.split_front(batch),
+                _ => self.wait_for_database(&error, now),
+            },
+            StoreError::Refused { ref sqlstate, .. } => match batch {
+                Some((_, CommitPath::Direct)) if sqlstate == "23505" => {
+                    self.merge_first_count = MERGE_FIRST_COUNT
+                }
+                Some((batch, _)) => self.refused(batch, sqlstate, &error),
+                None => self.hold_for_operator(&error, now + UNKNOWN_WAIT),
+            },
+            StoreError::Misconfigured { .. } => self.hold_for_operator(&error, now + MISCONFIGURED_WAIT),
+            StoreError::Unknown { .. } => self.hold_for_operator(&error, now + UNKNOWN_WAIT),
+            StoreError::Broken(reason) => self.broken(batch, &reason),
+        }
+    }
+
+    fn wait_for_database(&mut self, error: &StoreError, now: Instant) {
+        self.retry_at = Some(now + self.retry.next_wait());
+        if !matches!(self.board.lock().database, DatabaseState::Down { .. }) {
+            tracing::warn!(lane = self.index, %error, "postgresql is away; records wait and nothing is lost");
+        }
+        self.database_is(DatabaseState::Down { error: error.to_string(), since: now });
+    }
+
+    fn hold_for_operator(&mut self, error: &StoreError, until: Instant) {
+        self.retry_at = Some(until);
+        let state = DatabaseState::Misconfigured { error: error.to_string() };
+        if self.board.lock().database != state {
+            tracing::error!(lane = self.index, %error, "postgresql refuses us; nothing is stored until this is mended");
+        }
+        self.database_is(state);
+    }
+
+    fn database_is(&self, state: DatabaseState) {
+        let mut board = self.board.lock();
+        match (&board.database, &state) {
+            (DatabaseState::Down { since, .. }, DatabaseState::Down { error, .. }) => {
+                board.database = DatabaseState::Down { error: error.clone(), since: *since };
+            }
+            (DatabaseState::Down { .. } | DatabaseState::Misconfigured { .. }, DatabaseState::Up) => {
+                tracing::info!(lane = self.index, "postgresql is back");
+                board.database = state;
+            }
+            _ => board.database = state,
+        }
+    }
+
+    /// PostgreSQL refuses something in the batch: halve it until the bad record stands alone.
+    fn refused(&mut self, batch: Batch, sqlstate: &str, error: &StoreError) {
+        if batch.entries().len() > 1 {
+            self.split_front(batch);
+            return;
+        }
+        if batch.event_count() == 0 {
+            self.broken(Some((batch, CommitPath::Merge)), &format!("a dead letter was refused: {error}"));
+            return;
+        }
+        self.queue.pop_front();
+        let letter = DeadLetter {
+            rejection: Rejection::new(RejectionCode::RefusedByDatabase, error.to_string()),
+            sqlstate: Some(sqlstate.to_owned()),
+            audit_id: None,
+            correlation_id: None,
+        };
+        self.queue.push_front(batch.with_only_record_dead(letter));
+    }
+
+    fn split_front(&mut self, batch: Batch) {
+        self.queue.pop_front();
+        match batch.clone().split() {
+            Some((first, second)) => {
+                self.queue.push_front(second);
+                self.queue.push_front(first);
+            }
+            None => self.queue.push_front(batch),
+        }
+    }
+
+    /// The account is broken: find in which partition, and give only that one up.
+    fn broken(&mut self, batch: Option<(Batch, CommitPath)>, reason: &str) {
+        let Some((batch, _)) = batch else {
+            tracing::error!(lane = self.index, reason, "the account is broken");
+            return;
+        };
+        self.queue.pop_front();
+        if let [only] = batch.parts() {
+            tracing::error!(lane = self.index, partition = %only.key, reason, "the account is broken; the partition stops");
+            self.give_up(only.assignment, GiveUp::Broken(reason.to_owned()));
+            return;
+        }
+        let keys: Vec<StreamPartition> = batch.parts().iter().map(|part| part.key).collect();
+        for key in keys.into_iter().rev() {
+            self.queue.push_front(batch.clone().without(|part| part.key != key));
+        }
+    }
+}
+
+/// The end of the work under way; never, while there is none.
+async fn joined(
+    work: &mut Option<(JoinHandle<WorkDone>, Vec<AssignmentId>, Instant)>,
+) -> Result<WorkDone, tokio::task::JoinError> {
+    match work {
+        Some((task, ..)) => task.await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,630 @@
+//! The pipeline: from what Kafka assigns to what PostgreSQL holds. Start reading here.
+//!
+//! One loop, [`Pipeline::run`], owns who reads what. The poll thread ([`crate::source`]) offers partitions and
+//! takes them away; the loop claims them in PostgreSQL, gives each to a lane, and releases them. The lanes
+//! ([`lane`]) get records from the poll thread directly, commit them, and report what they give up.
+//!
+//! # The life of an assignment
+//!
+//! 1. *Offered*: Kafka has assigned the partition; the poll thread waits in the rebalance callback (or asks
+//!    again for a partition that is held). We claim it: epoch and position come from PostgreSQL.
+//! 2. *Adopted*: the lane knows claim and position **before** the poll thread gets the position, so the first
+//!    record always finds its lane ready.
+//! 3. *Read*: records carry the assignment's name; a lane drops those whose name it does not know.
+//! 4. *Ended*: by Kafka (revoked: the lane finishes or abandons, then the claim is released, then the poll
+//!    thread answers Kafka) or by us (stale, moved, broken: the lane forgets it first, then the poll thread
+//!    drops it and offers the partition again, which leads to 1). Nothing else moves a position, and there is
+//!    no seek.
+//!
+//! # Interleavings that were thought through
+//!
+//! - We are stopped (SIGSTOP) between the compare-and-set and COMMIT, and another process claims: its claim
+//!   waits for our row lock, ends our session after 1 s (at once if our session stands in the row), bumps the
+//!   epoch. When we go on, the connection is dead; the retry is refused by the epoch.
+//! - We are stopped between the claim and the first record: the other claim's epoch is higher, our first
+//!   commit is refused, and we claim again only after [`RECLAIM_AFTER`], when Kafka has told us what is ours.
+//! - COMMIT succeeds and its answer is lost: the lane keeps the batch, looks the position up on a new session,
+//!   finds it at the batch's end, and drops the batch.
+//! - The process dies anywhere: what was not committed is read again from the position; what was is not.
+
+pub mod board;
+mod facts;
+mod lane;
+mod latency;
+mod work;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::board::{Board, DatabaseState, Hold, HoldCode, OwnedPartition, Phase};
+use self::facts::LaneFacts;
+use self::lane::{GiveUp, Lane, LaneControl, LaneReport, LaneSettings};
+use crate::model::batch::BatchLimits;
+use crate::model::decode::DecodeRules;
+use crate::model::position::{Offset, TopicPartition};
+use crate::model::record::{AssignmentId, Chunk};
+use crate::observe::Clock;
+use crate::source::{
+    EVENT_QUEUE_COUNT, LANE_QUEUE_COUNT, Offer, Placement, SourceCommand, SourceEvent, SourceHandle,
+    SourceSettings,
+};
+use crate::store::{
+    Claim, ClaimAnswer, ClaimRequest, GapDeclaration, Session, SessionPurpose, StoreError, StoreSettings,
+    StreamIdentity,
+};
+
+/// How long we wait before we claim a partition again that another process claimed: longer than Kafka's
+/// heartbeat interval (3 s at most), by which a process that lost its partitions learns of it.
+pub const RECLAIM_AFTER: Duration = Duration::from_secs(4);
+/// How long a batch under way may take when its partition is revoked.
+const REVOKE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long releasing claims may take.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often positions are mirrored to Kafka and the time partitions ahead are looked after.
+const MIRROR_INTERVAL: Duration = Duration::from_secs(1);
+const PARTITIONS_INTERVAL: Duration = Duration::from_secs(3600);
+/// How many messages wait for a lane at most.
+const CONTROL_QUEUE_COUNT: usize = 64;
+/// What a batch may take beside its statements before its outcome counts as unknown.
+const WORK_MARGIN: Duration = Duration::from_secs(15);
+
+/// How the pipeline works.
+#[derive(Debug, Clone)]
+pub struct PipelineSettings {
+    /// PostgreSQL.
+    pub store: StoreSettings,
+    /// Kafka.
+    pub source: SourceSettings,
+    /// Decoding.
+    pub rules: DecodeRules,
+    /// When a batch closes by size …
+    pub limits: BatchLimits,
+    /// … or by age.
+    pub linger: Duration,
+    /// How many lanes.
+    pub lane_count: usize,
+    /// How often idle partitions are verified.
+    pub verify_interval: Duration,
+    /// How long a claim may take.
+    pub claim_timeout: Duration,
+    /// How long a statement may take.
+    pub statement_timeout: Duration,
+    /// How long stopping may take.
+    pub shutdown_deadline: Duration,
+    /// How long deleted records are waited for before a gap is declared.
+    pub gap_wait: Duration,
+}
+
+/// Why the pipeline ended without being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The consumer can't be made or failed for good.
+    #[error("kafka consumer: {0}")]
+    Source(String),
+}
+
+/// The loop's state.
+#[derive(Debug)]
+pub struct Pipeline {
+    settings: PipelineSettings,
+    board: Board,
+    clock: Clock,
+    source: SourceHandle,
+    events: mpsc::Receiver<SourceEvent>,
+    lanes: Vec<mpsc::Sender<LaneControl>>,
+    reports: mpsc::UnboundedReceiver<LaneReport>,
+    session: Option<Session>,
+    next_assignment: u64,
+    claim_not_before: HashMap<Arc<TopicPartition>, Instant>,
+    mirrored: BTreeMap<AssignmentId, Offset>,
+    /// Assignments that the poll thread must still be told to drop.
+    drops: Vec<AssignmentId>,
+    partitions_at: Instant,
+}
+
+impl Pipeline {
+    /// Starts the lanes and the poll thread.
+    ///
+    /// # Errors
+    /// [`PipelineError::Source`] when librdkafka refuses the settings.
+    pub fn start(settings: PipelineSettings, board: Board, clock: Clock) -> Result<Self, PipelineError> {
+        let (events_tx, events) = mpsc::channel(EVENT_QUEUE_COUNT);
+        let (reports_tx, reports) = mpsc::unbounded_channel();
+        let lane_settings = LaneSettings {
+            store: settings.store.clone(),
+            rules: Arc::new(settings.rules.clone()),
+            limits: settings.limits,
+            linger: settings.linger,
+            verify_interval: settings.verify_interval,
+            work_deadline: settings.statement_timeout + WORK_MARGIN,
+            clock: clock.clone(),
+        };
+        let (mut queues, mut lanes) = (Vec::new(), Vec::new());
+        for index in 0..settings.lane_count.max(1) {
+            let (chunks_tx, chunks) = mpsc::channel::<Arc<Chunk>>(LANE_QUEUE_COUNT);
+            let (control_tx, control) = mpsc::channel(CONTROL_QUEUE_COUNT);
+            queues.push(chunks_tx);
+            lanes.push(control_tx);
+            let out = (board.clone(), LaneFacts::new());
+            let lane = Lane::new(index, lane_settings.clone(), (chunks, control), reports_tx.clone(), out);
+            tokio::spawn(lane.run());
+        }
+        let source = crate::source::start(&settings.source, queues, events_tx, clock.clone())
+            .map_err(|error| PipelineError::Source(error.to_string()))?;
+        let partitions_at = clock.monotonic();
+        Ok(Self {
+            settings,
+            board,
+            clock,
+            source,
+            events,
+            lanes,
+            reports,
+            session: None,
+            next_assignment: 1,
+            claim_not_before: HashMap::new(),
+            mirrored: BTreeMap::new(),
+            drops: Vec::new(),
+            partitions_at,
+        })
+    }
+
+    /// Works until `stop` says so, then stops in good order.
+    ///
+    /// # Errors
+    /// [`PipelineError::Source`] when the consumer failed for good; what was claimed is released.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), PipelineError> {
+        let mut tick = tokio::time::interval(MIRROR_INTERVAL);
+        let failure = loop {
+            tokio::select! {
+                biased;
+                changed = stop.wait_for(|stop| *stop) => {
+                    if changed.is_err() {
+                        tracing::warn!("whoever stops the pipeline is gone; stopping");
+                    }
+                    break None;
+                }
+                event = self.events.recv() => match event {
+                    Some(SourceEvent::Failed(reason)) => break Some(reason),
+                    Some(event) => self.obey(event).await,
+                    None => break Some("the poll thread ended".to_owned()),
+                },
+                report = self.reports.recv() => if let Some(report) = report { self.gave_up(report) },
+                _ = tick.tick() => self.tick().await,
+            }
+        };
+        self.stop().await;
+        failure.map_or(Ok(()), |reason| Err(PipelineError::Source(reason)))
+    }
+
+    async fn obey(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Offered { offers, reply } => {
+                let placements = self.place(offers).await;
+                if reply.send(placements).is_err() {
+                    tracing::debug!("the poll thread did not wait for its placements");
+                }
+            }
+            SourceEvent::Revoked { assignments, partitions, is_lost, reply } => {
+                let patience = if is_lost { Duration::ZERO } else { REVOKE_PATIENCE };
+                self.board.lock().held.retain(|source, _| !partitions.contains(source));
+                let ended = self.end(&assignments, patience).await;
+                tracing::info!(
+                    partition_count = partitions.len(),
+                    read_count = ended.len(),
+                    is_lost,
+                    "partitions revoked"
+                );
+                if reply.send(()).is_err() {
+                    tracing::debug!("the poll thread did not wait for the revocation");
+                }
+            }
+            SourceEvent::Ends(ends) => {
+                let mut board = self.board.lock();
+                board.polled_at = Some(self.clock.monotonic());
+                if board.phase == Phase::Starting {
+                    board.phase = Phase::Running;
+                }
+                for (assignment, end) in ends {
+                    board.is_kafka_reachable = Some(true);
+                    if let Some(owned) = board.owned.get_mut(&assignment) {
+                        owned.end = Some(end);
+                    }
+                }
+            }
+            SourceEvent::Reachable(is_reachable) => self.board.lock().is_kafka_reachable = Some(is_reachable),
+            SourceEvent::Failed(reason) => tracing::error!(reason, "the kafka consumer failed for good"),
+        }
+    }
+
+    /// Claims what is offered; one placement for each offer, in order.
+    async fn place(&mut self, offers: Vec<Offer>) -> Vec<Placement> {
+        let now = self.clock.monotonic();
+        let mut placements = vec![Placement::Hold; offers.len()];
+        let (mut indices, mut requests) = (Vec::new(), Vec::new());
+        for (index, offer) in offers.iter().enumerate() {
+            match self.request(offer, now) {
+                Ok(request) => {
+                    indices.push(index);
+                    requests.push(request);
+                }
+                Err((code, detail)) => self.hold(&offer.source, code, detail),
+            }
+        }
+        if requests.is_empty() {
+            return placements;
+        }
+        let answers = match self.claim(&requests).await {
+            Ok(answers) => answers,
+            Err(error) => {
+                let code = match error {
+                    StoreError::Misconfigured { .. } | StoreError::Unknown { .. } => {
+                        HoldCode::DatabaseMisconfigured
+                    }
+                    StoreError::Broken(_) => HoldCode::AccountBroken,
+                    StoreError::Unavailable { .. }
+                    | StoreError::Contended { .. }
+                    | StoreError::StatementTimeout(_)
+                    | StoreError::Refused { .. } => HoldCode::DatabaseUnavailable,
+                };
+                self.claim_failed(&error, code);
+                indices.iter().filter_map(|index| offers.get(*index)).for_each(|offer| {
+                    self.hold(&offer.source, code, error.to_string());
+                });
+                return placements;
+            }
+        };
+        for ((index, request), answer) in indices.into_iter().zip(&requests).zip(answers) {
+            let Some((offer, slot)) = offers.get(index).zip(placements.get_mut(index)) else { continue };
+            *slot = self.answered(&offer.source, request, answer).await;
+        }
+        placements
+    }
+
+    fn request(&self, offer: &Offer, now: Instant) -> Result<ClaimRequest, (HoldCode, String)> {
+        let description =
+            offer.description.as_ref().map_err(|why| (HoldCode::KafkaUnavailable, why.clone()))?;
+        if self.board.lock().held.get(&offer.source).is_some_and(|hold| hold.code == HoldCode::AccountBroken)
+        {
+            return Err((HoldCode::AccountBroken, "stopped; restart when the cause is found".into()));
+        }
+        if self.claim_not_before.get(&offer.source).is_some_and(|at| *at > now) {
+            return Err((
+                HoldCode::ClaimedElsewhere,
+                "another process claimed it; waiting for kafka's word".into(),
+            ));
+        }
+        Ok(ClaimRequest {
+            stream: StreamIdentity {
+                cluster_id: Arc::clone(&description.cluster_id),
+                topic: Arc::clone(&offer.source.topic),
+                topic_id: description.topic_id,
+            },
+            partition: offer.source.partition,
+            low: description.low,
+            high: description.high,
+            initial: description.initial,
+        })
+    }
+
+    /// Claims on the loop's own session, within the claim time-out.
+    async fn claim(&mut self, requests: &[ClaimRequest]) -> Result<Vec<ClaimAnswer>, StoreError> {
+        let store = self.settings.store.clone();
+        let mut kept = self.session.take();
+        let claimed = async {
+            // A session that has gone stale while idle is found out here, and replaced once.
+            if let Some(session) = &mut kept
+                && let Ok(answers) = store.claim(session, requests).await
+            {
+                return Ok(answers);
+            }
+            let session = kept.insert(store.connect(SessionPurpose::Claim).await?);
+            store.claim(session, requests).await
+        };
+        let outcome =
+            tokio::time::timeout(self.settings.claim_timeout, claimed).await.unwrap_or_else(|elapsed| {
+                let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, elapsed));
+                Err(StoreError::Unavailable { sqlstate: "io".into(), source })
+            });
+        if outcome.is_ok() {
+            self.session = kept;
+            self.database_up();
+        }
+        outcome
+    }
+
+    async fn answered(
+        &mut self,
+        source: &Arc<TopicPartition>,
+        request: &ClaimRequest,
+        answer: ClaimAnswer,
+    ) -> Placement {
+        let group = self.settings.store.group.clone();
+        let (code, detail) = match answer {
+            ClaimAnswer::Granted(position) => return self.adopt(source, request, position).await,
+            ClaimAnswer::Recreated { known } => (
+                HoldCode::TopicRecreated,
+                format!(
+                    "topic {} on this cluster is not the stream {known} that group {group} stores; if it was \
+                     created again on purpose: audit-consumer offsets adopt --topic {}",
+                    source.topic, source.topic
+                ),
+            ),
+            ClaimAnswer::ForeignGroup { group: owner } => (
+                HoldCode::ForeignGroup,
+                format!(
+                    "topic {} is stored by group {owner} in this database; to go on as group {group}: audit-consumer \
+                     offsets adopt --topic {} --from-group {owner}",
+                    source.topic, source.topic
+                ),
+            ),
+            ClaimAnswer::BeyondEnd { position, high } => (
+                HoldCode::PositionBeyondEnd,
+                format!(
+                    "position {position} is beyond the end {high}: kafka has lost records that are stored here"
+                ),
+            ),
+            ClaimAnswer::RecordsDeleted { position, low } => {
+                self.declare_overdue_gap(source, request, low).await;
+                (
+                    HoldCode::RecordsDeleted,
+                    format!(
+                        "kafka has deleted the records from {position} to {low}; when nothing else holds them: \
+                         audit-consumer offsets declare-gap --topic {} --partition {}",
+                        source.topic, source.partition
+                    ),
+                )
+            }
+        };
+        self.hold(source, code, detail);
+        Placement::Hold
+    }
+
+    async fn adopt(
+        &mut self,
+        source: &Arc<TopicPartition>,
+        request: &ClaimRequest,
+        position: crate::store::ClaimedPosition,
+    ) -> Placement {
+        let assignment = AssignmentId(self.next_assignment);
+        self.next_assignment += 1;
+        let lane_index = self.least_loaded_lane();
+        let claim = Claim { key: request.key(), epoch: position.epoch };
+        let Some(lane) = self.lanes.get(lane_index) else { return Placement::Hold };
+        if lane.send(LaneControl::Adopt { assignment, claim, position: position.next }).await.is_err() {
+            tracing::error!(lane_index, "a lane has ended; its partitions are held");
+            return Placement::Hold;
+        }
+        tracing::info!(partition = %source, position = %position.next, epoch = position.epoch.0, lane_index, "claimed");
+        let mut board = self.board.lock();
+        board.held.remove(source);
+        board.owned.insert(
+            assignment,
+            OwnedPartition {
+                source: Arc::clone(source),
+                key: claim.key,
+                epoch: claim.epoch,
+                lane_index,
+                position: position.next,
+                end: None,
+            },
+        );
+        Placement::Start { assignment, lane_index, position: position.next }
+    }
+
+    fn least_loaded_lane(&self) -> usize {
+        let board = self.board.lock();
+        let load = |index: usize| board.owned.values().filter(|owned| owned.lane_index == index).count();
+        (0..self.lanes.len()).min_by_key(|index| load(*index)).unwrap_or(0)
+    }
+
+    /// Declares the gap once it was waited for long enough.
+    async fn declare_overdue_gap(
+        &mut self,
+        source: &Arc<TopicPartition>,
+        request: &ClaimRequest,
+        low: Offset,
+    ) {
+        let now = self.clock.monotonic();
+        let is_overdue = self.board.lock().held.get(source).is_some_and(|hold| {
+            hold.code == HoldCode::RecordsDeleted
+                && now.saturating_duration_since(hold.since) >= self.settings.gap_wait
+        });
+        if !is_overdue {
+            return;
+        }
+        let Some(mut session) = self.session.take() else { return };
+        let gap = GapDeclaration {
+            key: request.key(),
+            low,
+            actor: "audit-consumer",
+            reason: "the records were deleted from kafka and GAP_WAIT_MS has passed",
+        };
+        match session.declare_gap(&self.settings.store.group, &gap).await {
+            Ok(range) => {
+                self.session = Some(session);
+                if let Some(range) = range {
+                    tracing::error!(partition = %source, %range, "a gap was declared: these records are lost to us");
+                }
+            }
+            Err(error) => tracing::warn!(%error, partition = %source, "the gap can't be declared now"),
+        }
+    }
+
+    /// Notes why a partition is not read; says so once.
+    fn hold(&self, source: &Arc<TopicPartition>, code: HoldCode, detail: String) {
+        let mut board = self.board.lock();
+        let known = board.held.get(source).filter(|hold| hold.code == code);
+        let since = known.map_or_else(|| self.clock.monotonic(), |hold| hold.since);
+        if known.is_none() {
+            if code.needs_operator() {
+                tracing::error!(partition = %source, code = code.as_str(), detail, "the partition is halted");
+            } else {
+                tracing::warn!(partition = %source, code = code.as_str(), detail, "the partition is held");
+            }
+        }
+        board.held.insert(Arc::clone(source), Hold { code, detail, since });
+    }
+
+    fn claim_failed(&self, error: &StoreError, code: HoldCode) {
+        let mut board = self.board.lock();
+        board.database = match (&board.database, code) {
+            (_, HoldCode::DatabaseMisconfigured) => DatabaseState::Misconfigured { error: error.to_string() },
+            (DatabaseState::Down { since, .. }, _) => {
+                DatabaseState::Down { error: error.to_string(), since: *since }
+            }
+            _ => DatabaseState::Down { error: error.to_string(), since: self.clock.monotonic() },
+        };
+    }
+
+    fn database_up(&self) {
+        self.board.lock().database = DatabaseState::Up;
+    }
+
+    /// A lane gave a partition up by itself: the poll thread must read it again from its position.
+    fn gave_up(&mut self, report: LaneReport) {
+        let LaneReport { assignment, why } = report;
+        self.mirrored.remove(&assignment);
+        let Some(owned) = self.board.lock().owned.remove(&assignment) else { return };
+        let source = owned.source;
+        tracing::warn!(partition = %source, why = ?why, position = %owned.position, "the partition was given up");
+        match why {
+            GiveUp::ClaimedElsewhere => {
+                self.claim_not_before.insert(Arc::clone(&source), self.clock.monotonic() + RECLAIM_AFTER);
+            }
+            GiveUp::Broken(reason) => self.hold(&source, HoldCode::AccountBroken, reason),
+            GiveUp::PositionMoved | GiveUp::Discontinuity => {}
+        }
+        self.drops.push(assignment);
+        self.send_drops();
+    }
+
+    fn send_drops(&mut self) {
+        let source = &self.source;
+        self.drops.retain(|assignment| !source.send(SourceCommand::Drop(*assignment)));
+    }
+
+    /// Ends assignments: lanes finish or abandon, then the claims are released. Returns where they ended.
+    async fn end(&mut self, assignments: &[AssignmentId], patience: Duration) -> Vec<OwnedPartition> {
+        let mut answers = Vec::new();
+        for lane in &self.lanes {
+            let (reply, answer) = oneshot::channel();
+            let control = LaneControl::Abandon { assignments: assignments.to_vec(), patience, reply };
+            if lane.send(control).await.is_ok() {
+                answers.push(answer);
+            }
+        }
+        for answer in answers {
+            if answer.await.is_err() {
+                tracing::debug!("a lane ended while it gave partitions up");
+            }
+        }
+        let ended: Vec<OwnedPartition> = {
+            let mut board = self.board.lock();
+            assignments.iter().filter_map(|assignment| board.owned.remove(assignment)).collect()
+        };
+        let claims: Vec<Claim> =
+            ended.iter().map(|owned| Claim { key: owned.key, epoch: owned.epoch }).collect();
+        assignments.iter().for_each(|assignment| {
+            self.mirrored.remove(assignment);
+        });
+        if !claims.is_empty() {
+            self.release(&claims).await;
+        }
+        ended
+    }
+
+    /// Releases claims, if PostgreSQL answers in time; a later owner ends our session otherwise.
+    async fn release(&mut self, claims: &[Claim]) {
+        let store = self.settings.store.clone();
+        let kept = self.session.take();
+        let released = async {
+            let mut session = match kept {
+                Some(session) => session,
+                None => store.connect(SessionPurpose::Claim).await?,
+            };
+            session.release(&store.group, claims).await?;
+            Ok::<Session, StoreError>(session)
+        };
+        match tokio::time::timeout(RELEASE_TIMEOUT, released).await {
+            Ok(Ok(session)) => self.session = Some(session),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "claims were not released; the next owner takes them anyway")
+            }
+            Err(_elapsed) => {
+                tracing::warn!("claims were not released in time; the next owner takes them anyway")
+            }
+        }
+    }
+
+    async fn tick(&mut self) {
+        self.send_drops();
+        let moved = self.mirror();
+        if !moved.is_empty() && !self.source.send(SourceCommand::Mirror(moved)) {
+            tracing::debug!("the poll thread is busy; the mirror waits");
+            self.mirrored.clear();
+        }
+        let now = self.clock.monotonic();
+        if now >= self.partitions_at
+            && let Some(mut session) = self.session.take()
+        {
+            self.partitions_at = now + PARTITIONS_INTERVAL;
+            match tokio::time::timeout(RELEASE_TIMEOUT, session.ensure_partitions_ahead()).await {
+                Ok(Ok(())) => self.session = Some(session),
+                Ok(Err(error)) => tracing::warn!(%error, "time partitions ahead were not made"),
+                Err(_elapsed) => tracing::warn!("time partitions ahead were not made in time"),
+            }
+        }
+    }
+
+    /// The positions that Kafka's group does not mirror yet.
+    fn mirror(&mut self) -> Vec<(Arc<TopicPartition>, Offset)> {
+        let board = self.board.lock();
+        let mut moved = Vec::new();
+        for (assignment, owned) in &board.owned {
+            if self.mirrored.insert(*assignment, owned.position) != Some(owned.position) {
+                moved.push((Arc::clone(&owned.source), owned.position));
+            }
+        }
+        moved
+    }
+
+    /// Stops in good order: batches under way finish or are abandoned, claims are released, the group is left.
+    async fn stop(&mut self) {
+        self.board.lock().phase = Phase::Stopping;
+        let deadline = self.clock.monotonic() + self.settings.shutdown_deadline;
+        let assignments: Vec<AssignmentId> = self.board.lock().owned.keys().copied().collect();
+        tracing::info!(partition_count = assignments.len(), "stopping");
+        let ended = self.end(&assignments, REVOKE_PATIENCE.min(self.settings.shutdown_deadline / 2)).await;
+        let positions = ended.into_iter().map(|owned| (owned.source, owned.position)).collect();
+        if !self.source.send(SourceCommand::Close(positions)) {
+            tracing::warn!("the poll thread can't be told to stop");
+            return;
+        }
+        while !self.source.is_finished() && self.clock.monotonic() < deadline {
+            let wait = tokio::time::timeout(Duration::from_millis(20), self.events.recv()).await;
+            match wait {
+                Ok(Some(SourceEvent::Offered { offers, reply })) => {
+                    if reply.send(vec![Placement::Hold; offers.len()]).is_err() {
+                        tracing::debug!("the poll thread did not wait for its placements");
+                    }
+                }
+                Ok(Some(SourceEvent::Revoked { reply, .. })) => {
+                    if reply.send(()).is_err() {
+                        tracing::debug!("the poll thread did not wait for the revocation");
+                    }
+                }
+                Ok(Some(SourceEvent::Ends(_) | SourceEvent::Reachable(_) | SourceEvent::Failed(_)))
+                | Err(_) => {}
+                Ok(None) => break,
+            }
+        }
+        if let Some(session) = self.session.take() {
+            session.close().await;
+        }
+        tracing::info!("stopped");
+    }
+}

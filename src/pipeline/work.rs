@@ -1,0 +1,108 @@
+//! One piece of a lane's work with PostgreSQL, done in a task of its own so that the lane goes on decoding.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::model::batch::Batch;
+use crate::model::position::StreamPartition;
+use crate::store::{
+    Claim, ClaimedPosition, CommitOutcome, CommitPath, Session, SessionPurpose, StoreError, StoreSettings,
+};
+
+/// What PostgreSQL holds for each key.
+pub(super) type Positions = Vec<(StreamPartition, ClaimedPosition)>;
+
+/// What a lane asks for.
+#[derive(Debug)]
+pub(super) struct Work {
+    /// The session to use; without one another is opened.
+    pub(super) session: Option<Session>,
+    /// The claims to look up before anything else, and with a new session to write it into.
+    pub(super) claims: Vec<Claim>,
+    /// Write the session into the rows of `claims`, which were not all recorded under it.
+    pub(super) must_adopt: bool,
+    /// The batch to commit, and by which path.
+    pub(super) batch: Option<(Batch, CommitPath)>,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(super) struct WorkDone {
+    /// The session, if it may be used again.
+    pub(super) session: Option<Session>,
+    /// The claims that were looked up and what PostgreSQL holds for them; `None`: nothing was looked up.
+    pub(super) seen: Option<(Vec<Claim>, Positions)>,
+    /// The batch, and what became of it; without an outcome it was not tried, as a claim was lost or moved.
+    pub(super) batch: Option<(Batch, CommitPath)>,
+    /// How the commit ended, if it was tried.
+    pub(super) outcome: Result<Option<CommitOutcome>, StoreError>,
+    /// Events that went to the default time partition.
+    pub(super) default_count: u64,
+}
+
+impl Work {
+    /// Does the work within `deadline`; a dropped future leaves the outcome unknown, as an error does.
+    pub(super) async fn run(self, store: StoreSettings, deadline: Duration) -> WorkDone {
+        let Self { session, claims, must_adopt, batch } = self;
+        let mut done = WorkDone { session: None, seen: None, batch, outcome: Ok(None), default_count: 0 };
+        let tried = timeout(deadline, done.attempt(&store, session, claims, must_adopt)).await;
+        done.outcome = match tried {
+            Ok(outcome) => outcome,
+            Err(elapsed) => {
+                done.session = None;
+                let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, elapsed));
+                Err(StoreError::Unavailable { sqlstate: "io".into(), source })
+            }
+        };
+        done
+    }
+
+    /// What of the batch's commit the log should name.
+    pub(super) fn parts_count(&self) -> usize {
+        self.batch.as_ref().map_or(0, |(batch, _)| batch.parts().len())
+    }
+}
+
+impl WorkDone {
+    async fn attempt(
+        &mut self,
+        store: &StoreSettings,
+        session: Option<Session>,
+        claims: Vec<Claim>,
+        must_adopt: bool,
+    ) -> Result<Option<CommitOutcome>, StoreError> {
+        let (mut session, is_new) = match session {
+            Some(session) => (session, false),
+            None => (store.connect(SessionPurpose::Lane).await?, true),
+        };
+        if !claims.is_empty() {
+            let positions = if is_new || must_adopt {
+                session.adopt_claims(&store.group, &claims).await?
+            } else {
+                session.positions(&store.group, &claims).await?
+            };
+            self.seen = Some((claims, positions));
+        }
+        let agrees = self.batch.as_ref().is_some_and(|(batch, _)| self.agrees_with(batch));
+        let outcome = match &self.batch {
+            Some((batch, path)) if agrees => {
+                self.default_count = session.ensure_partitions(batch).await?;
+                Some(session.commit(&store.group, batch, *path).await?)
+            }
+            _ => None,
+        };
+        self.session = Some(session);
+        Ok(outcome)
+    }
+
+    /// Whether what was seen lets `batch` be committed; a hint, the compare-and-set decides.
+    fn agrees_with(&self, batch: &Batch) -> bool {
+        let Some((_, positions)) = &self.seen else { return true };
+        batch.parts().iter().all(|part| {
+            positions
+                .iter()
+                .any(|(key, seen)| *key == part.key && seen.epoch == part.epoch && seen.next == part.start)
+        })
+    }
+}

@@ -1,0 +1,277 @@
+//! Which partitions Kafka has assigned to us, and which of them are read.
+//!
+//! Kafka's assignment and librdkafka's are not the same here: a partition that Kafka gives us is *held* until
+//! the pipeline grants a position, and only then assigned in librdkafka, at that position.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::bindings::rd_kafka_topic_t;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+use tokio::sync::{mpsc, oneshot};
+
+use super::context::Context;
+use super::describe::Describer;
+use super::slots::Slot;
+use super::{OFFER_INTERVAL, Offer, OffsetReset, Placement, SourceEvent};
+use crate::model::position::{Partition, TopicPartition};
+use crate::model::record::{AssignmentId, Chunk};
+use crate::observe::Clock;
+
+/// How often a gap that followed an error is read again before the partition is held for longer.
+const REREAD_MAX_COUNT: u8 = 3;
+/// How long a partition is held whose records can't be read.
+const UNREADABLE_HOLD: Duration = Duration::from_secs(30);
+
+/// A partition that is ours in Kafka and not read.
+#[derive(Debug)]
+struct Held {
+    source: Arc<TopicPartition>,
+    offer_at: Instant,
+    /// Why it is held, when the source itself knows.
+    trouble: Option<String>,
+}
+
+/// The state that the poll thread and the rebalance callback share; both run on the poll thread.
+#[derive(Debug)]
+pub(super) struct Assignments {
+    pub(super) slots: Vec<Slot>,
+    /// Chunks on their way to the gate.
+    pub(super) closed: Vec<Chunk>,
+    /// Counts the changes of `slots`.
+    pub(super) generation: u64,
+    held: Vec<Held>,
+    slot_by_topic: HashMap<(usize, i32), usize>,
+    reread_counts: HashMap<Arc<TopicPartition>, u8>,
+    describer: Describer,
+    events: mpsc::Sender<SourceEvent>,
+    clock: Clock,
+}
+
+impl Assignments {
+    pub(super) fn new(reset: OffsetReset, events: mpsc::Sender<SourceEvent>, clock: Clock) -> Self {
+        Self {
+            slots: Vec::new(),
+            closed: Vec::new(),
+            generation: 0,
+            held: Vec::new(),
+            slot_by_topic: HashMap::new(),
+            reread_counts: HashMap::new(),
+            describer: Describer::new(reset),
+            events,
+            clock,
+        }
+    }
+
+    /// Kafka gives us the partitions of `list`: offers them, and assigns those that are granted.
+    pub(super) fn assign(&mut self, consumer: &BaseConsumer<Context>, list: &TopicPartitionList) {
+        let offer_at = self.clock.monotonic();
+        for source in sources(list) {
+            self.held.retain(|held| held.source != source);
+            if source.topic.ends_with(".dlq") {
+                tracing::info!(
+                    topic = &*source.topic,
+                    "a dead letter topic matches the regex and is not consumed"
+                );
+                continue;
+            }
+            self.held.push(Held { source, offer_at, trouble: None });
+        }
+        let granted = self.offer(consumer);
+        // An empty list too: librdkafka waits for the call.
+        incremental_assign(consumer, &granted);
+    }
+
+    /// Offers the held partitions that are due, and assigns those that are granted.
+    pub(super) fn offer_held(&mut self, consumer: &BaseConsumer<Context>) {
+        let now = self.clock.monotonic();
+        if self.held.iter().any(|held| held.offer_at <= now) {
+            let granted = self.offer(consumer);
+            if granted.count() > 0 {
+                incremental_assign(consumer, &granted);
+            }
+        }
+    }
+
+    /// Offers what is due; returns what librdkafka must assign.
+    fn offer(&mut self, consumer: &BaseConsumer<Context>) -> TopicPartitionList {
+        let now = self.clock.monotonic();
+        let (due, later): (Vec<Held>, Vec<Held>) =
+            std::mem::take(&mut self.held).into_iter().partition(|held| held.offer_at <= now);
+        self.held = later;
+        let mut granted = TopicPartitionList::new();
+        if due.is_empty() {
+            return granted;
+        }
+        let sources: Vec<Arc<TopicPartition>> = due.iter().map(|held| Arc::clone(&held.source)).collect();
+        let mut descriptions = self.describer.describe(consumer, &sources);
+        let offers: Vec<Offer> = due
+            .iter()
+            .map(|held| Offer {
+                source: Arc::clone(&held.source),
+                description: match &held.trouble {
+                    Some(trouble) => Err(trouble.clone()),
+                    None => descriptions.remove(&held.source).unwrap_or_else(|| Err("not described".into())),
+                },
+            })
+            .collect();
+        let (reply, answer) = oneshot::channel();
+        let asked = self.events.blocking_send(SourceEvent::Offered { offers: offers.clone(), reply });
+        let placements = asked.ok().and_then(|()| answer.blocking_recv().ok()).unwrap_or_default();
+        let answered_at = self.clock.monotonic();
+        for (index, offer) in offers.into_iter().enumerate() {
+            let placement = placements.get(index).copied().unwrap_or(Placement::Hold);
+            self.place(offer, placement, answered_at, &mut granted);
+        }
+        granted
+    }
+
+    fn place(&mut self, offer: Offer, placement: Placement, now: Instant, granted: &mut TopicPartitionList) {
+        let Offer { source, description } = offer;
+        let (Placement::Start { assignment, lane_index, position }, Ok(description)) =
+            (placement, description)
+        else {
+            self.held.push(Held { source, offer_at: now + OFFER_INTERVAL, trouble: None });
+            return;
+        };
+        let offset = KafkaOffset::Offset(position.as_i64());
+        match granted.add_partition_offset(&source.topic, source.partition.0, offset) {
+            Ok(()) => {
+                self.slots_changed();
+                self.slots.push(Slot::new(source, (assignment, lane_index), description.topic_id, position));
+            }
+            Err(error) => {
+                tracing::error!(%error, partition = %source, "the position can't be given to librdkafka");
+                self.held.push(Held { source, offer_at: now + OFFER_INTERVAL, trouble: None });
+            }
+        }
+    }
+
+    /// Kafka takes the partitions of `list` from us.
+    pub(super) fn revoke(
+        &mut self,
+        consumer: &BaseConsumer<Context>,
+        list: &TopicPartitionList,
+        is_lost: bool,
+    ) {
+        let partitions = sources(list);
+        self.held.retain(|held| !partitions.contains(&held.source));
+        let (gone, kept): (Vec<Slot>, Vec<Slot>) =
+            std::mem::take(&mut self.slots).into_iter().partition(|slot| partitions.contains(&slot.source));
+        self.slots = kept;
+        self.slots_changed();
+        let assignments = gone.iter().map(|slot| slot.assignment).collect();
+        let (reply, answer) = oneshot::channel();
+        let event = SourceEvent::Revoked { assignments, partitions, is_lost, reply };
+        if self.events.blocking_send(event).is_err() || answer.blocking_recv().is_err() {
+            tracing::debug!("the pipeline is gone; partitions are given up without it");
+        }
+        incremental(consumer.incremental_unassign(&list_of(&gone)), "unassign");
+    }
+
+    /// Stops reading under `assignment` and offers its partition again at once. An assignment that ended
+    /// already is none.
+    pub(super) fn drop_assignment(&mut self, consumer: &BaseConsumer<Context>, assignment: AssignmentId) {
+        let Some(index) = self.slots.iter().position(|slot| slot.assignment == assignment) else { return };
+        let slot = self.slots.swap_remove(index);
+        self.slots_changed();
+        incremental(consumer.incremental_unassign(&list_of(std::slice::from_ref(&slot))), "unassign");
+        let offer_at = self.clock.monotonic();
+        self.held.push(Held { source: slot.source, offer_at, trouble: None });
+    }
+
+    /// A gap followed an error in this assignment: read again from the position, or, when that was tried
+    /// often, hold the partition for a while and say why.
+    pub(super) fn reread(&mut self, consumer: &BaseConsumer<Context>, assignment: AssignmentId) {
+        let Some(slot) = self.slots.iter().find(|slot| slot.assignment == assignment) else { return };
+        let source = Arc::clone(&slot.source);
+        let count = self.reread_counts.entry(Arc::clone(&source)).or_default();
+        *count += 1;
+        let is_unreadable = *count > REREAD_MAX_COUNT;
+        tracing::warn!(partition = %source, position = %slot.next, "records are missing after a consumer error; reading again");
+        self.drop_assignment(consumer, assignment);
+        if is_unreadable {
+            self.reread_counts.remove(&source);
+            if let Some(held) = self.held.iter_mut().find(|held| held.source == source) {
+                held.offer_at = self.clock.monotonic() + UNREADABLE_HOLD;
+                held.trouble = Some("records behind the position can't be read from kafka".into());
+            }
+        }
+    }
+
+    fn slots_changed(&mut self) {
+        self.slot_by_topic.clear();
+        self.generation += 1;
+    }
+
+    /// The slot that `message` belongs to.
+    pub(super) fn slot_of(&mut self, message: &BorrowedMessage<'_>) -> Option<&mut Slot> {
+        let topic: *mut rd_kafka_topic_t = message.topic_ptr();
+        let key = (topic.addr(), message.partition());
+        let index = match self.slot_by_topic.get(&key) {
+            Some(index) => *index,
+            None => {
+                let name = message.topic();
+                let index = self.slots.iter().position(|slot| {
+                    slot.source.partition.0 == message.partition() && *slot.source.topic == *name
+                })?;
+                self.slot_by_topic.insert(key, index);
+                index
+            }
+        };
+        self.slots.get_mut(index)
+    }
+
+    /// The slot of `assignment`, while it lasts.
+    pub(super) fn slot(&self, assignment: AssignmentId) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.assignment == assignment)
+    }
+
+    /// The topics that are read, each once.
+    pub(super) fn topics(&self) -> Vec<Arc<str>> {
+        let mut topics: Vec<Arc<str>> =
+            self.slots.iter().map(|slot| Arc::clone(&slot.source.topic)).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        topics
+    }
+}
+
+fn sources(list: &TopicPartitionList) -> Vec<Arc<TopicPartition>> {
+    list.elements()
+        .iter()
+        .map(|element| {
+            Arc::new(TopicPartition {
+                topic: element.topic().into(),
+                partition: Partition(element.partition()),
+            })
+        })
+        .collect()
+}
+
+/// The partitions of `slots` as librdkafka's list.
+pub(super) fn list_of(slots: &[Slot]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for slot in slots {
+        list.add_partition(&slot.source.topic, slot.source.partition.0);
+    }
+    list
+}
+
+/// Assigns, and resumes: whether a pause outlives an assignment is librdkafka's affair, so we do not rely on it.
+fn incremental_assign(consumer: &BaseConsumer<Context>, granted: &TopicPartitionList) {
+    incremental(consumer.incremental_assign(granted), "assign");
+    if granted.count() > 0 {
+        incremental(consumer.resume(granted), "resume");
+    }
+}
+
+fn incremental(result: rdkafka::error::KafkaResult<()>, action: &'static str) {
+    if let Err(error) = result {
+        // The partitions are then not read; the group's next rebalance gives them again.
+        tracing::error!(%error, action, "librdkafka refused to change the assignment");
+    }
+}

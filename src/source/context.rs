@@ -1,0 +1,48 @@
+//! librdkafka's callbacks: rebalances are answered by the poll thread's own state.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::types::RDKafkaRespErr;
+
+use super::assignments::Assignments;
+
+/// The consumer's context. Its state is locked by the poll thread alone: callbacks run inside its polls.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) assignments: Arc<Mutex<Assignments>>,
+}
+
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        // Errors also come out of poll, where they are handled; this is librdkafka's wording of them.
+        tracing::debug!(%error, reason, "librdkafka reported an error");
+    }
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let mut assignments = self.assignments.lock().unwrap_or_else(PoisonError::into_inner);
+        match code {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => assignments.assign(consumer, list),
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
+                assignments.revoke(consumer, list, consumer.assignment_lost());
+            }
+            other => {
+                let code = RDKafkaErrorCode::from(other);
+                tracing::error!(%code, "rebalance failed; giving up every partition");
+                assignments.revoke(consumer, list, true);
+            }
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        // The mirror is for lag tools alone and the next one says more; nothing depends on it.
+        if let Err(error) = result {
+            tracing::debug!(%error, "the mirror of the positions was not committed to kafka");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The three things that rdkafka's safe interface does not give: a topic's id, the end of a partition as last
+//! fetched, and headers whose keys are any bytes (the safe accessor panics on one that is not UTF-8).
+//!
+//! The one module with `unsafe` code. Each block names what librdkafka (rdkafka.h, 2.12) promises for it.
+#![expect(unsafe_code, reason = "librdkafka functions that rdkafka does not wrap; see the module's text")]
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ptr;
+use std::time::Duration;
+
+use rdkafka::bindings as rd;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::message::BorrowedMessage;
+use uuid::Uuid;
+
+/// What is known of a topic's id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum TopicId {
+    /// The topic exists under this id.
+    Is(Uuid),
+    /// The broker says that there is no such topic.
+    Missing,
+}
+
+/// A request for topic ids that is under way; waits on a queue of its own.
+#[derive(Debug)]
+pub(super) struct TopicIdRequest {
+    queue: *mut rd::rd_kafka_queue_t,
+}
+
+// SAFETY: a librdkafka queue may be used from any thread ("Thread-safe": rdkafka.h, introduction).
+unsafe impl Send for TopicIdRequest {}
+
+impl Drop for TopicIdRequest {
+    fn drop(&mut self) {
+        // SAFETY: the queue was made by rd_kafka_queue_new and is destroyed once; an answer that comes later is
+        // dropped with it.
+        unsafe { rd::rd_kafka_queue_destroy(self.queue) }
+    }
+}
+
+impl TopicIdRequest {
+    /// Asks the cluster for the ids of `topics`; does not wait. `None` when a name holds a NUL.
+    pub(super) fn send<C: ConsumerContext>(
+        consumer: &BaseConsumer<C>,
+        topics: &[&str],
+        timeout: Duration,
+    ) -> Option<Self> {
+        let client = consumer.client().native_ptr();
+        let names: Vec<CString> =
+            topics.iter().map(|topic| CString::new(*topic).ok()).collect::<Option<_>>()?;
+        let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+        let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: `client` lives as long as the consumer; names are copied by of_topic_names; collection and
+        // options are used by DescribeTopics before it returns and are destroyed here, once; a null error
+        // string buffer of length 0 is allowed.
+        unsafe {
+            let collection =
+                rd::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+            let options = rd::rd_kafka_AdminOptions_new(
+                client,
+                rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+            );
+            rd::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, ptr::null_mut(), 0);
+            let queue = rd::rd_kafka_queue_new(client);
+            rd::rd_kafka_DescribeTopics(client, collection, options, queue);
+            rd::rd_kafka_AdminOptions_destroy(options);
+            rd::rd_kafka_TopicCollection_destroy(collection);
+            Some(Self { queue })
+        }
+    }
+
+    /// The answer, if it comes within `wait`: the ids by topic name, or librdkafka's words for why not. A topic
+    /// about which the broker could say nothing certain is left out.
+    pub(super) fn poll(&self, wait: Duration) -> Option<Result<Vec<(String, TopicId)>, String>> {
+        let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the queue lives; a non-null event is ours until it is destroyed at the end of this block, and
+        // all that is read from it is copied before.
+        unsafe {
+            let event = rd::rd_kafka_queue_poll(self.queue, wait_ms);
+            if event.is_null() {
+                return None;
+            }
+            let answer = Self::read(event);
+            rd::rd_kafka_event_destroy(event);
+            answer
+        }
+    }
+
+    /// # Safety
+    /// `event` is a live event.
+    unsafe fn read(event: *mut rd::rd_kafka_event_t) -> Option<Result<Vec<(String, TopicId)>, String>> {
+        // SAFETY: `event` lives; results, descriptions, names and ids belong to it and are copied out here.
+        unsafe {
+            let code = rd::rd_kafka_event_error(event);
+            if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return Some(Err(text(rd::rd_kafka_event_error_string(event))));
+            }
+            let result = rd::rd_kafka_event_DescribeTopics_result(event);
+            if result.is_null() {
+                return None;
+            }
+            let mut count = 0;
+            let descriptions = rd::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+            let mut ids = Vec::with_capacity(count);
+            for index in 0..count {
+                let description = *descriptions.add(index);
+                let name = text(rd::rd_kafka_TopicDescription_name(description));
+                match rd::rd_kafka_error_code(rd::rd_kafka_TopicDescription_error(description)) {
+                    rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => {
+                        let id = rd::rd_kafka_TopicDescription_topic_id(description);
+                        let high = rd::rd_kafka_Uuid_most_significant_bits(id).cast_unsigned();
+                        let low = rd::rd_kafka_Uuid_least_significant_bits(id).cast_unsigned();
+                        ids.push((name, TopicId::Is(Uuid::from_u64_pair(high, low))));
+                    }
+                    rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+                    | rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID => {
+                        ids.push((name, TopicId::Missing));
+                    }
+                    _ => {}
+                }
+            }
+            Some(Ok(ids))
+        }
+    }
+}
+
+/// Copies a C string; empty for a null pointer.
+///
+/// # Safety
+/// `pointer` is null or points to a NUL-terminated string.
+unsafe fn text(pointer: *const c_char) -> String {
+    if pointer.is_null() {
+        return String::new();
+    }
+    // SAFETY: not null, and terminated as the caller promises.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}
+
+/// The position after the last record of a partition that a fetch has seen; asks nobody. `None` before the
+/// first fetch.
+pub(super) fn cached_end<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+) -> Option<i64> {
+    let topic = CString::new(topic).ok()?;
+    let (mut low, mut high) = (-1, -1);
+    // SAFETY: the client lives as long as the consumer, the name is terminated, both numbers are ours.
+    let code = unsafe {
+        rd::rd_kafka_get_watermark_offsets(
+            consumer.client().native_ptr(),
+            topic.as_ptr(),
+            partition,
+            &raw mut low,
+            &raw mut high,
+        )
+    };
+    (code == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
+}
+
+/// Calls `each` with the key and the value of each header of `message`, in order.
+pub(super) fn for_each_header(message: &BorrowedMessage<'_>, mut each: impl FnMut(&[u8], Option<&[u8]>)) {
+    let mut headers = ptr::null_mut();
+    // SAFETY: the message lives; the headers belong to it. NOENT (no headers) leaves the pointer alone.
+    let code = unsafe { rd::rd_kafka_message_headers(message.ptr(), &raw mut headers) };
+    if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR || headers.is_null() {
+        return;
+    }
+    for index in 0.. {
+        let (mut name, mut value, mut len_bytes) = (ptr::null(), ptr::null::<c_void>(), 0);
+        // SAFETY: the headers live as long as the message; a past-the-end index answers NOENT; name is a
+        // terminated string and value points to `len_bytes` bytes or is null.
+        let more = unsafe {
+            let code = rd::rd_kafka_header_get_all(
+                headers,
+                index,
+                &raw mut name,
+                &raw mut value,
+                &raw mut len_bytes,
+            );
+            if code == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && !name.is_null() {
+                let key = CStr::from_ptr(name).to_bytes();
+                let value =
+                    (!value.is_null()).then(|| std::slice::from_raw_parts(value.cast::<u8>(), len_bytes));
+                each(key, value);
+                true
+            } else {
+                false
+            }
+        };
+        if !more {
+            return;
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! The poll thread.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+use super::assignments::Assignments;
+use super::context::Context;
+use super::gate::{GATE_COUNT, Gate};
+use super::native::{self, TopicId};
+use super::slots::{Appended, Slot};
+use super::{LaneQueues, OFFER_INTERVAL, SourceCommand, SourceEvent, SourceSettings};
+use crate::model::position::{Offset, TopicPartition};
+use crate::model::record::{AssignmentId, Chunk};
+use crate::observe::Clock;
+
+/// How many commands wait for the thread at most.
+const COMMAND_QUEUE_COUNT: usize = 1024;
+/// How long one poll waits when there is nothing to read.
+const POLL_WAIT: Duration = Duration::from_millis(20);
+/// How many records are taken before other work is looked at.
+const BURST_COUNT: usize = 256;
+/// How long a full lane holds the thread up before its partitions are paused. Pausing throws away what
+/// librdkafka has fetched, so a short stall is waited out.
+const STALL_BEFORE_PAUSE: Duration = Duration::from_millis(500);
+/// How long the thread sleeps between looks at a full lane.
+const STALL_SLEEP: Duration = Duration::from_millis(1);
+/// How often ends and idle positions are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the last mirror may take when the consumer closes.
+const LAST_MIRROR_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The running poll thread.
+#[derive(Debug)]
+pub struct SourceHandle {
+    commands: SyncSender<SourceCommand>,
+    thread: JoinHandle<()>,
+}
+
+impl SourceHandle {
+    /// Sends a command; `false` when the thread has ended or its queue is full.
+    #[must_use]
+    pub fn send(&self, command: SourceCommand) -> bool {
+        self.commands.try_send(command).is_ok()
+    }
+
+    /// Whether the thread has ended.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Another handle that can only send commands.
+    #[must_use]
+    pub fn commands(&self) -> SyncSender<SourceCommand> {
+        self.commands.clone()
+    }
+}
+
+/// Starts the poll thread.
+///
+/// # Errors
+/// librdkafka's word when it refuses the properties or the subscription, or the system's when no thread can be
+/// had.
+pub fn start(
+    settings: &SourceSettings,
+    lanes: LaneQueues,
+    events: mpsc::Sender<SourceEvent>,
+    clock: Clock,
+) -> Result<SourceHandle, KafkaError> {
+    let mut config = ClientConfig::new();
+    for (key, value) in &settings.properties {
+        config.set(key, value);
+    }
+    let assignments = Arc::new(Mutex::new(Assignments::new(settings.reset, events.clone(), clock.clone())));
+    let consumer: BaseConsumer<Context> =
+        config.create_with_context(Context { assignments: Arc::clone(&assignments) })?;
+    let names: Vec<&str> = settings.subscription.iter().map(String::as_str).collect();
+    consumer.subscribe(&names)?;
+    let (commands, receiver) = sync_channel(COMMAND_QUEUE_COUNT);
+    let started_at = clock.monotonic();
+    let mut poller = Poller {
+        consumer,
+        assignments,
+        pending: lanes.iter().map(|_| Pending::default()).collect(),
+        lanes,
+        gate: Gate::new(),
+        events,
+        commands: receiver,
+        looked_at: started_at,
+        is_reachable: None,
+        clock,
+    };
+    let thread = std::thread::Builder::new()
+        .name("kafka-poll".into())
+        .spawn(move || poller.run())
+        .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
+    Ok(SourceHandle { commands, thread })
+}
+
+/// Chunks that passed the gate and found their lane full.
+#[derive(Debug, Default)]
+struct Pending {
+    chunks: VecDeque<Arc<Chunk>>,
+    /// Since when the lane is full.
+    since: Option<Instant>,
+    /// The generation of the assignments for which the lane's partitions were paused.
+    paused_generation: Option<u64>,
+}
+
+impl Pending {
+    /// Sends what the lane has room for.
+    fn send_to(&mut self, lane: &mpsc::Sender<Arc<Chunk>>) {
+        while let Some(chunk) = self.chunks.pop_front() {
+            match lane.try_send(chunk) {
+                Ok(()) => {}
+                Err(TrySendError::Full(chunk)) => {
+                    self.chunks.push_front(chunk);
+                    return;
+                }
+                // The lane has ended, so the process is stopping.
+                Err(TrySendError::Closed(_)) => {}
+            }
+        }
+    }
+}
+
+struct Poller {
+    consumer: BaseConsumer<Context>,
+    assignments: Arc<Mutex<Assignments>>,
+    lanes: LaneQueues,
+    pending: Vec<Pending>,
+    gate: Gate<Chunk>,
+    events: mpsc::Sender<SourceEvent>,
+    commands: Receiver<SourceCommand>,
+    looked_at: Instant,
+    is_reachable: Option<bool>,
+    clock: Clock,
+}
+
+impl Poller {
+    fn run(&mut self) {
+        loop {
+            while let Ok(command) = self.commands.try_recv() {
+                match command {
+                    SourceCommand::Drop(assignment) => {
+                        self.state().drop_assignment(&self.consumer, assignment)
+                    }
+                    SourceCommand::Mirror(positions) => self.mirror(&positions, CommitMode::Async),
+                    SourceCommand::Close(positions) => return self.close(&positions),
+                }
+            }
+            if self.look() {
+                return;
+            }
+            self.state().offer_held(&self.consumer);
+            self.pass_gate();
+            if self.deliver() {
+                self.read_burst();
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Assignments> {
+        self.assignments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the pipeline something it can do without when its queue is full.
+    fn tell(&self, event: SourceEvent) {
+        if self.events.try_send(event).is_err() {
+            tracing::debug!("the pipeline's event queue is full or closed");
+        }
+    }
+
+    /// Takes what librdkafka has fetched, up to a burst; waits only when there was nothing at all.
+    fn read_burst(&mut self) {
+        for taken in 0..BURST_COUNT {
+            match self.consumer.poll(Duration::ZERO) {
+                Some(Ok(message)) => self.append(&message),
+                Some(Err(error)) => self.consumer_error(&error),
+                None => {
+                    self.close_chunks();
+                    let wait = if self.gate.is_busy() { STALL_SLEEP } else { POLL_WAIT };
+                    if taken == 0 {
+                        match self.consumer.poll(wait) {
+                            Some(Ok(message)) => self.append(&message),
+                            Some(Err(error)) => self.consumer_error(&error),
+                            None => {}
+                        }
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn append(&self, message: &BorrowedMessage<'_>) {
+        // The guard must not outlive this function: rebalances lock it inside poll.
+        let mut state = self.state();
+        let Some(slot) = state.slot_of(message) else { return };
+        match slot.append(message) {
+            Appended::Open => {}
+            Appended::Full => {
+                if let Some(chunk) = slot.take() {
+                    state.closed.push(chunk);
+                }
+            }
+            Appended::Old => {
+                tracing::debug!(partition = %slot.source, "a record before the position was dropped")
+            }
+            Appended::Suspect => {
+                let assignment = slot.assignment;
+                state.reread(&self.consumer, assignment);
+            }
+        }
+    }
+
+    /// Sends every open chunk to the gate.
+    fn close_chunks(&mut self) {
+        let mut state = self.assignments.lock().unwrap_or_else(PoisonError::into_inner);
+        let open: Vec<Chunk> = state.slots.iter_mut().filter_map(Slot::take).collect();
+        state.closed.extend(open);
+        for chunk in state.closed.drain(..) {
+            self.gate.push(chunk);
+        }
+    }
+
+    /// Lets chunks through the gate whose topics are still those that were claimed.
+    fn pass_gate(&mut self) {
+        let now = self.clock.monotonic();
+        let mut state = self.assignments.lock().unwrap_or_else(PoisonError::into_inner);
+        for chunk in state.closed.drain(..) {
+            self.gate.push(chunk);
+        }
+        let topics = state.topics();
+        let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
+        self.gate.ask(&self.consumer, &names, now);
+        let wait = if self.gate.len() >= GATE_COUNT { STALL_SLEEP } else { Duration::ZERO };
+        let (ids, passing) = match self.gate.answer(wait) {
+            Some(Ok(answer)) => answer,
+            Some(Err(reason)) => {
+                tracing::debug!(reason, "topic ids can't be checked now; records wait");
+                return;
+            }
+            None => return,
+        };
+        let ids: HashMap<String, TopicId> = ids.into_iter().collect();
+        let changed: Vec<AssignmentId> = state
+            .slots
+            .iter()
+            .filter(|slot| ids.get(&*slot.source.topic).is_some_and(|id| *id != TopicId::Is(slot.topic_id)))
+            .map(|slot| slot.assignment)
+            .collect();
+        for assignment in changed {
+            state.drop_assignment(&self.consumer, assignment);
+        }
+        self.gate.retain(|chunk| state.slot(chunk.assignment).is_some());
+        if state.slots.iter().any(|slot| !ids.contains_key(&*slot.source.topic)) {
+            // The broker was not sure of a topic: nothing passes on half an answer.
+            return;
+        }
+        while let Some(chunk) = self.gate.pass(&passing) {
+            let lane_index = state.slot(chunk.assignment).map_or(0, |slot| slot.lane_index);
+            if let Some(pending) = self.pending.get_mut(lane_index) {
+                pending.chunks.push_back(Arc::new(chunk));
+            }
+        }
+    }
+
+    /// Hands chunks to their lanes. Returns whether reading may go on.
+    ///
+    /// A full lane, or a full gate, which is every lane's, first holds the thread up for a moment; then the
+    /// lane's partitions are paused and polling goes on.
+    fn deliver(&mut self) -> bool {
+        let now = self.clock.monotonic();
+        let is_gate_full = self.gate.len() >= GATE_COUNT;
+        let generation = self.state().generation;
+        let mut is_stalled = false;
+        for index in 0..self.pending.len() {
+            let Some((pending, lane)) = self.pending.get_mut(index).zip(self.lanes.get(index)) else {
+                continue;
+            };
+            pending.send_to(lane);
+            if pending.chunks.is_empty() && !is_gate_full {
+                pending.since = None;
+                if pending.paused_generation.take().is_some() {
+                    self.pause_lane(index, Pause::Resume);
+                }
+                continue;
+            }
+            let since = *pending.since.get_or_insert(now);
+            if now.saturating_duration_since(since) < STALL_BEFORE_PAUSE {
+                is_stalled = true;
+            } else if pending.paused_generation != Some(generation) {
+                // Partitions that were assigned since then are paused too.
+                pending.paused_generation = Some(generation);
+                self.pause_lane(index, Pause::Pause);
+            }
+        }
+        if is_stalled {
+            std::thread::sleep(STALL_SLEEP);
+        }
+        !is_stalled
+    }
+
+    /// Pauses or resumes the partitions of a lane.
+    fn pause_lane(&self, lane_index: usize, pause: Pause) {
+        let state = self.state();
+        let mut list = TopicPartitionList::new();
+        for slot in state.slots.iter().filter(|slot| slot.lane_index == lane_index) {
+            list.add_partition(&slot.source.topic, slot.source.partition.0);
+        }
+        drop(state);
+        let outcome = match pause {
+            Pause::Pause => self.consumer.pause(&list),
+            Pause::Resume => self.consumer.resume(&list),
+        };
+        match outcome {
+            Ok(()) => tracing::debug!(lane_index, ?pause, "lane back-pressure"),
+            Err(error) => tracing::warn!(%error, lane_index, ?pause, "librdkafka refused"),
+        }
+    }
+
+    /// Looks, twice a second, at what moves without records: ends, and positions over control records. Returns
+    /// whether the consumer failed for good.
+    fn look(&mut self) -> bool {
+        let now = self.clock.monotonic();
+        if now.saturating_duration_since(self.looked_at) < LOOK_INTERVAL {
+            return false;
+        }
+        self.looked_at = now;
+        if let Some((code, reason)) = self.consumer.client().fatal_error() {
+            self.tell(SourceEvent::Failed(format!("{code}: {reason}")));
+            return true;
+        }
+        let mut state = self.assignments.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(positions) = self.consumer.position() {
+            for element in positions.elements() {
+                let KafkaOffset::Offset(position) = element.offset() else { continue };
+                let found = state.slots.iter_mut().find(|slot| {
+                    slot.source.partition.0 == element.partition() && *slot.source.topic == *element.topic()
+                });
+                if let Some((slot, position)) = found.zip(Offset::new(position)) {
+                    let open = slot.take();
+                    slot.advance(position);
+                    let advanced = slot.take();
+                    state.closed.extend(open.into_iter().chain(advanced));
+                }
+            }
+        }
+        let ends: Vec<(AssignmentId, Offset)> = state
+            .slots
+            .iter()
+            .filter_map(|slot| {
+                let end = native::cached_end(&self.consumer, &slot.source.topic, slot.source.partition.0)?;
+                Some((slot.assignment, Offset::new(end)?))
+            })
+            .collect();
+        drop(state);
+        self.tell(SourceEvent::Ends(ends));
+        false
+    }
+
+    fn consumer_error(&mut self, error: &KafkaError) {
+        let KafkaError::MessageConsumption(code) = error else {
+            if !matches!(error, KafkaError::PartitionEOF(_)) {
+                tracing::warn!(%error, "the kafka consumer reported an error");
+            }
+            return;
+        };
+        match code {
+            RDKafkaErrorCode::AllBrokersDown
+            | RDKafkaErrorCode::BrokerTransportFailure
+            | RDKafkaErrorCode::Resolve => {
+                if *code == RDKafkaErrorCode::AllBrokersDown && self.is_reachable != Some(false) {
+                    self.is_reachable = Some(false);
+                    tracing::warn!(%code, "no broker answers; librdkafka goes on trying");
+                    self.tell(SourceEvent::Reachable(false));
+                }
+            }
+            RDKafkaErrorCode::OperationTimedOut => {}
+            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
+                tracing::warn!(%code, "a position is outside of what kafka has; looking which");
+                self.drop_out_of_range();
+            }
+            RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownPartition => {
+                tracing::warn!(%code, "a topic or partition is unknown to the broker; checking topic ids");
+                self.gate.hurry();
+            }
+            RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed => {
+                tracing::error!(%code, "kafka refuses us the right to read; grant READ on the topic and the group");
+            }
+            _ => {
+                tracing::warn!(%code, "the kafka consumer reported an error; gaps right after it are read again");
+                let mut state = self.state();
+                state.slots.iter_mut().for_each(|slot| slot.is_suspect = true);
+            }
+        }
+    }
+
+    /// After an error that names no partition: gives up those whose position Kafka no longer has, so that they
+    /// are described and offered again.
+    fn drop_out_of_range(&mut self) {
+        self.close_chunks();
+        let mut state = self.assignments.lock().unwrap_or_else(PoisonError::into_inner);
+        let positions: Vec<(AssignmentId, Arc<TopicPartition>, Offset)> =
+            state.slots.iter().map(|slot| (slot.assignment, Arc::clone(&slot.source), slot.next)).collect();
+        for (assignment, source, next) in positions {
+            let client = self.consumer.client();
+            match client.fetch_watermarks(&source.topic, source.partition.0, OFFER_INTERVAL) {
+                Ok((low, high)) if (low..=high).contains(&next.as_i64()) => {}
+                _ => state.drop_assignment(&self.consumer, assignment),
+            }
+        }
+    }
+
+    fn mirror(&self, positions: &[(Arc<TopicPartition>, Offset)], mode: CommitMode) {
+        let mut list = TopicPartitionList::new();
+        for (source, offset) in positions {
+            let added = list.add_partition_offset(
+                &source.topic,
+                source.partition.0,
+                KafkaOffset::Offset(offset.as_i64()),
+            );
+            if let Err(error) = added {
+                tracing::debug!(%error, partition = %source, "position can't be mirrored");
+            }
+        }
+        if list.count() > 0
+            && let Err(error) = self.consumer.commit(&list, mode)
+        {
+            tracing::debug!(%error, "the mirror of the positions was not sent to kafka");
+        }
+    }
+
+    fn close(&self, positions: &[(Arc<TopicPartition>, Offset)]) {
+        self.mirror(positions, CommitMode::Async);
+        let deadline = self.clock.monotonic() + LAST_MIRROR_TIMEOUT;
+        if let Err(error) = self.consumer.close_queue() {
+            tracing::warn!(%error, "the consumer can't be closed");
+            return;
+        }
+        // The revocation and the mirror's answer come out of these polls.
+        while !self.consumer.closed() && self.clock.monotonic() < deadline {
+            drop(self.consumer.poll(POLL_WAIT));
+        }
+    }
+}
+
+/// Which way back-pressure goes.
+#[derive(Debug, Clone, Copy)]
+enum Pause {
+    Pause,
+    Resume,
+}

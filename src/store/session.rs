@@ -1,0 +1,119 @@
+//! One dedicated connection to PostgreSQL. Never pooled: after any error inside a transaction or a COPY the
+//! session is dropped, which closes the connection, and another one is opened.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection, Row};
+use uuid::Uuid;
+
+use super::error::StoreError;
+use super::partitions::KnownPartitions;
+
+/// How long opening a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How to reach PostgreSQL, and who we are there.
+#[derive(Debug, Clone)]
+pub struct StoreSettings {
+    options: PgConnectOptions,
+    statement_timeout: Duration,
+    lock_timeout: Duration,
+    /// The consumer group: the first part of the key of a position.
+    pub group: Arc<str>,
+    /// This process, in claims.
+    pub instance: Uuid,
+}
+
+impl StoreSettings {
+    /// Settings from a database URL.
+    ///
+    /// # Errors
+    /// [`StoreError::Misconfigured`] when the URL can't be read.
+    pub fn new(
+        database_url: &str,
+        group: &str,
+        instance: Uuid,
+        (statement_timeout, lock_timeout): (Duration, Duration),
+    ) -> Result<Self, StoreError> {
+        let options = PgConnectOptions::from_str(database_url)?.log_statements(log::LevelFilter::Off);
+        let options = options.disable_statement_logging();
+        Ok(Self { options, statement_timeout, lock_timeout, group: group.into(), instance })
+    }
+
+    /// Opens a session for `purpose`.
+    ///
+    /// Cancel safe: a dropped future closes the connection.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; [`StoreError::Unavailable`] after 5 s without an answer.
+    pub async fn connect(&self, purpose: SessionPurpose) -> Result<Session, StoreError> {
+        let millis = |duration: Duration| duration.as_millis().to_string();
+        let options = self.options.clone().application_name(purpose.application_name()).options([
+            ("statement_timeout", millis(self.statement_timeout)),
+            ("lock_timeout", millis(self.lock_timeout)),
+            ("idle_in_transaction_session_timeout", millis(self.statement_timeout)),
+            ("tcp_keepalives_idle", "10".into()),
+            ("tcp_keepalives_interval", "5".into()),
+            ("tcp_keepalives_count", "3".into()),
+            ("timezone", "UTC".into()),
+        ]);
+        let opened = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
+        let mut connection = opened.map_err(|elapsed| {
+            let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, elapsed));
+            StoreError::Unavailable { sqlstate: "io".into(), source }
+        })??;
+        let row = sqlx::query("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
+        let pid = row.try_get(0)?;
+        Ok(Session { connection, pid, partitions: KnownPartitions::default(), has_merge_table: false })
+    }
+}
+
+/// What a session is for; names it in `pg_stat_activity`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionPurpose {
+    /// Commits batches.
+    Lane,
+    /// Claims and releases partitions.
+    Claim,
+    /// Serves an operator's command.
+    Operator,
+}
+
+/// What the name of each of our sessions starts with: a claim terminates no others.
+pub(super) const APPLICATION_NAME_PREFIX: &str = "audit-consumer";
+
+impl SessionPurpose {
+    const fn application_name(self) -> &'static str {
+        match self {
+            Self::Lane => "audit-consumer/lane",
+            Self::Claim => "audit-consumer/claim",
+            Self::Operator => "audit-consumer/operator",
+        }
+    }
+}
+
+/// An open session.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) connection: PgConnection,
+    pub(super) pid: i32,
+    pub(super) partitions: KnownPartitions,
+    pub(super) has_merge_table: bool,
+}
+
+impl Session {
+    /// The connection, for an operator's own statements.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+
+    /// Says goodbye to PostgreSQL; an error only means that it is gone already.
+    pub async fn close(self) {
+        if let Err(error) = self.connection.close().await {
+            tracing::debug!(%error, "session was gone before it was closed");
+        }
+    }
+}
