@@ -17,6 +17,7 @@
 //! | 4 | [`app`] |
 //! | 5 | [`cli`] |
 
+pub mod config;
 pub mod model;
 pub mod observe;
 pub mod pipeline;

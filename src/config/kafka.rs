@@ -1,0 +1,250 @@
+//! The Kafka settings, and which of librdkafka's own can't be changed.
+
+use std::time::Duration;
+
+use super::Settings;
+use super::parse::{HIDDEN, Reader, given_or, is_unset};
+
+/// Which topics to consume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TopicSelection {
+    /// These.
+    Names(Vec<String>),
+    /// Those whose names match, but never a dead letter topic.
+    Regex(String),
+}
+
+impl TopicSelection {
+    /// What librdkafka subscribes to.
+    #[must_use]
+    pub fn subscription(&self) -> Vec<String> {
+        match self {
+            Self::Names(names) => names.clone(),
+            Self::Regex(regex) => vec![regex.clone()],
+        }
+    }
+}
+
+/// How to reach Kafka, and what to consume.
+#[derive(Clone)]
+pub struct KafkaConfig {
+    /// `KAFKA_BROKERS`.
+    pub brokers: String,
+    /// `KAFKA_TOPICS`.
+    pub topics: TopicSelection,
+    /// `KAFKA_GROUP_ID`.
+    pub group: String,
+    /// `KAFKA_AUTO_OFFSET_RESET`: start a new group at the end instead of at the beginning.
+    pub starts_at_end: bool,
+    uses_consumer_protocol: bool,
+    instance_id: Option<String>,
+    session_timeout: Duration,
+    user_properties: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.user_properties.iter().map(|(key, _)| key.as_str()).collect();
+        f.debug_struct("KafkaConfig")
+            .field("brokers", &self.brokers)
+            .field("topics", &self.topics)
+            .field("group", &self.group)
+            .field("user_properties", &names)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What librdkafka may not be told, and why. A name that ends in `*` stands for all that begin so.
+const REFUSED: &[(&str, &str)] = &[
+    ("enable.auto.commit", "offsets follow PostgreSQL, never a timer"),
+    ("enable.auto.offset.store", "offsets follow PostgreSQL, never the poll"),
+    ("auto.commit*", "offsets follow PostgreSQL, never a timer"),
+    ("offset.store*", "offsets follow PostgreSQL, never a file"),
+    (
+        "auto.offset.reset",
+        "a position must never be guessed; KAFKA_AUTO_OFFSET_RESET says where a new group starts",
+    ),
+    ("topic.auto.offset.reset", "a position must never be guessed"),
+    ("isolation.level", "records of aborted transactions must not be stored"),
+    ("check.crcs", "a damaged record must not be stored"),
+    ("enable.partition.eof", "idle partitions are noticed by it"),
+    ("group.id", "set KAFKA_GROUP_ID"),
+    ("group.instance.id", "set KAFKA_INSTANCE_ID"),
+    ("group.protocol", "set KAFKA_GROUP_PROTOCOL"),
+    ("group.remote.assignor", "only incremental assignment is handled"),
+    ("partition.assignment.strategy", "only cooperative-sticky is handled"),
+    ("session.timeout.ms", "set KAFKA_SESSION_TIMEOUT_MS"),
+    ("heartbeat.interval.ms", "it follows KAFKA_SESSION_TIMEOUT_MS"),
+    ("max.poll.interval.ms", "the poll loop never stops for longer than it allows"),
+    ("bootstrap.servers", "set KAFKA_BROKERS"),
+    ("metadata.broker.list", "set KAFKA_BROKERS"),
+    ("allow.auto.create.topics", "a missing topic must be seen, not made"),
+    ("enable.idempotence", "the producers set it themselves"),
+    ("transactional.id", "the producers set it themselves"),
+    ("acks", "the producers set it themselves"),
+    ("request.required.acks", "the producers set it themselves"),
+    ("enabled_events", "the callbacks are ours"),
+    ("test.mock*", "a mock broker stores nothing"),
+];
+
+/// Parts of property names whose values are secrets.
+const SECRET_PARTS: &[&str] = &["password", "secret", "key.pem", "jaas", "token", "sasl.oauthbearer.config"];
+
+impl KafkaConfig {
+    /// librdkafka's properties for the consumer, in order; ours first, then `KAFKA_PROPERTIES`.
+    #[must_use]
+    pub fn consumer_properties(&self) -> Vec<(String, String)> {
+        let session_ms = self.session_timeout.as_millis();
+        let heartbeat_ms = (session_ms / 3).min(3_000);
+        let mut properties: Vec<(&str, String)> = vec![
+            ("group.id", self.group.clone()),
+            ("enable.auto.commit", "false".into()),
+            ("enable.auto.offset.store", "false".into()),
+            ("auto.offset.reset", "error".into()),
+            ("isolation.level", "read_committed".into()),
+            ("check.crcs", "true".into()),
+            ("enable.partition.eof", "true".into()),
+            ("allow.auto.create.topics", "false".into()),
+            ("topic.metadata.refresh.interval.ms", "5000".into()),
+            ("queued.max.messages.kbytes", "32768".into()),
+            ("queued.min.messages", "50000".into()),
+            ("fetch.wait.max.ms", "100".into()),
+        ];
+        if self.uses_consumer_protocol {
+            properties.push(("group.protocol", "consumer".into()));
+        } else {
+            properties.push(("partition.assignment.strategy", "cooperative-sticky".into()));
+            properties.push(("session.timeout.ms", session_ms.to_string()));
+            properties.push(("heartbeat.interval.ms", heartbeat_ms.to_string()));
+        }
+        if let Some(instance_id) = &self.instance_id {
+            properties.push(("group.instance.id", instance_id.clone()));
+        }
+        let ours = properties.into_iter().map(|(key, value)| (key.to_owned(), value));
+        self.client_properties().into_iter().chain(ours).chain(self.user_properties.iter().cloned()).collect()
+    }
+
+    /// librdkafka's properties that any client needs: brokers, and what `KAFKA_PROPERTIES` says of security.
+    #[must_use]
+    pub fn connection_properties(&self) -> Vec<(String, String)> {
+        let security = self.user_properties.iter().filter(|(key, _)| {
+            ["security.", "ssl.", "sasl.", "enable.ssl.", "socket.", "broker.address."]
+                .iter()
+                .any(|prefix| key.starts_with(prefix))
+        });
+        self.client_properties().into_iter().chain(security.cloned()).collect()
+    }
+
+    fn client_properties(&self) -> Vec<(String, String)> {
+        [
+            ("bootstrap.servers", self.brokers.as_str()),
+            ("client.id", "audit-consumer"),
+            ("socket.keepalive.enable", "true"),
+            ("reconnect.backoff.max.ms", "1000"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .to_vec()
+    }
+}
+
+pub(super) fn read(settings: &Settings, reader: &mut Reader) -> KafkaConfig {
+    KafkaConfig {
+        brokers: brokers(&settings.kafka_brokers, reader),
+        topics: topics(&settings.kafka_topics, reader),
+        group: reader.text("KAFKA_GROUP_ID", &settings.kafka_group_id, "audit-consumer"),
+        starts_at_end: reader.one_of(
+            "KAFKA_AUTO_OFFSET_RESET",
+            &settings.kafka_auto_offset_reset,
+            "earliest",
+            &[("earliest", false), ("latest", true)],
+        ),
+        uses_consumer_protocol: reader.one_of(
+            "KAFKA_GROUP_PROTOCOL",
+            &settings.kafka_group_protocol,
+            "classic",
+            &[("classic", false), ("consumer", true)],
+        ),
+        instance_id: {
+            let given = &settings.kafka_instance_id;
+            reader.show("KAFKA_INSTANCE_ID", given.clone().unwrap_or_default(), is_unset(given));
+            given.clone().filter(|value| !value.trim().is_empty())
+        },
+        session_timeout: reader.millis(
+            "KAFKA_SESSION_TIMEOUT_MS",
+            &settings.kafka_session_timeout_ms,
+            "10000",
+            1_000..=3_600_000,
+        ),
+        user_properties: user_properties(&settings.kafka_properties, reader),
+    }
+}
+
+fn brokers(given: &Option<String>, reader: &mut Reader) -> String {
+    const VARIABLE: &str = "KAFKA_BROKERS";
+    let value = reader.text(VARIABLE, given, "localhost:19092");
+    let is_broker = |broker: &str| {
+        broker
+            .trim()
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    };
+    if !value.split(',').all(is_broker) {
+        reader.wrong(VARIABLE, &value, "host:port, several separated by commas");
+    }
+    value.split(',').map(str::trim).collect::<Vec<_>>().join(",")
+}
+
+fn topics(given: &Option<String>, reader: &mut Reader) -> TopicSelection {
+    const VARIABLE: &str = "KAFKA_TOPICS";
+    let value = reader.text(VARIABLE, given, "forge.audit.query.executed");
+    let value = value.trim();
+    if value.starts_with('^') {
+        return TopicSelection::Regex(value.to_owned());
+    }
+    let names: Vec<String> = value.split(',').map(|name| name.trim().to_owned()).collect();
+    for name in &names {
+        let is_legal = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        if name.is_empty() || name.len() > 249 || !is_legal {
+            let accepted =
+                format!("\"{name}\" is no topic name; topic names separated by commas, or one ^regex");
+            reader.wrong(VARIABLE, value, accepted);
+        } else if name.ends_with(".dlq") {
+            let accepted =
+                format!("\"{name}\" is a dead letter topic, which is never consumed; name its source topic");
+            reader.wrong(VARIABLE, value, accepted);
+        }
+    }
+    TopicSelection::Names(names)
+}
+
+/// `key=value`, separated by commas or line feeds. A value with a comma in it goes on its own line.
+fn user_properties(given: &Option<String>, reader: &mut Reader) -> Vec<(String, String)> {
+    const VARIABLE: &str = "KAFKA_PROPERTIES";
+    let value = given_or(given, "");
+    let separator = if value.contains('\n') { '\n' } else { ',' };
+    let mut properties = Vec::new();
+    for part in value.split(separator).map(str::trim).filter(|part| !part.is_empty()) {
+        let Some((key, setting)) = part.split_once('=') else {
+            reader.wrong(VARIABLE, HIDDEN, format!("entry {} is not key=value", properties.len() + 1));
+            continue;
+        };
+        let (key, setting) = (key.trim(), setting.trim());
+        let refusal = REFUSED.iter().find(|(name, _)| match name.strip_suffix('*') {
+            Some(prefix) => key.starts_with(prefix),
+            None => key == *name,
+        });
+        match refusal {
+            Some((_, why)) => reader.wrong(VARIABLE, key, format!("can't be set here: {why}")),
+            None => properties.push((key.to_owned(), setting.to_owned())),
+        }
+    }
+    let shown: Vec<String> = properties
+        .iter()
+        .map(|(key, value)| {
+            let is_secret = SECRET_PARTS.iter().any(|part| key.contains(part));
+            format!("{key}={}", if is_secret { HIDDEN } else { value })
+        })
+        .collect();
+    reader.show(VARIABLE, shown.join(","), is_unset(given));
+    properties
+}

@@ -1,0 +1,106 @@
+//! Every setting as a flag and an environment variable, unread.
+
+/// The settings, as given. [`super::Config::resolve`] reads them.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Settings")]
+pub struct Settings {
+    /// PostgreSQL to store into [default: postgresql://localhost:5432/forge]
+    #[arg(long, global = true, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// Brokers to start from [default: localhost:19092]
+    #[arg(long, global = true, env = "KAFKA_BROKERS", value_name = "HOST:PORT,..", hide_env_values = true)]
+    pub kafka_brokers: Option<String>,
+    /// Topics to consume, separated by commas, or one ^regex; never a .dlq topic [default: forge.audit.query.executed]
+    #[arg(long, global = true, env = "KAFKA_TOPICS", value_name = "NAMES|^REGEX", hide_env_values = true)]
+    pub kafka_topics: Option<String>,
+    /// Consumer group; its positions are kept in PostgreSQL [default: audit-consumer]
+    #[arg(long, global = true, env = "KAFKA_GROUP_ID", value_name = "ID", hide_env_values = true)]
+    pub kafka_group_id: Option<String>,
+    /// Where a group without a position starts [default: earliest]
+    #[arg(
+        long,
+        global = true,
+        env = "KAFKA_AUTO_OFFSET_RESET",
+        value_name = "earliest|latest",
+        hide_env_values = true
+    )]
+    pub kafka_auto_offset_reset: Option<String>,
+    /// Rebalance protocol; consumer is KIP-848 [default: classic]
+    #[arg(
+        long,
+        global = true,
+        env = "KAFKA_GROUP_PROTOCOL",
+        value_name = "classic|consumer",
+        hide_env_values = true
+    )]
+    pub kafka_group_protocol: Option<String>,
+    /// Static membership (group.instance.id), such as the pod's name
+    #[arg(long, global = true, env = "KAFKA_INSTANCE_ID", value_name = "ID", hide_env_values = true)]
+    pub kafka_instance_id: Option<String>,
+    /// How long Kafka waits for a silent member, 1000 to 3600000 [default: 10000]
+    #[arg(long, global = true, env = "KAFKA_SESSION_TIMEOUT_MS", value_name = "MS", hide_env_values = true)]
+    pub kafka_session_timeout_ms: Option<String>,
+    /// Further librdkafka properties, separated by commas or line feeds; those that would break the promise are refused by name
+    #[arg(long, global = true, env = "KAFKA_PROPERTIES", value_name = "K=V,..", hide_env_values = true)]
+    pub kafka_properties: Option<String>,
+    /// A batch closes at this many records, 1 to 100000 [default: 10000]
+    #[arg(long, global = true, env = "BATCH_MAX_EVENTS", value_name = "N", hide_env_values = true)]
+    pub batch_max_events: Option<String>,
+    /// ... or at this many encoded bytes, 1KiB to 256MiB [default: 8MiB]
+    #[arg(long, global = true, env = "BATCH_MAX_BYTES", value_name = "BYTES", hide_env_values = true)]
+    pub batch_max_bytes: Option<String>,
+    /// ... or at this age, 1 to 60000 [default: 50]
+    #[arg(long, global = true, env = "BATCH_LINGER_MS", value_name = "MS", hide_env_values = true)]
+    pub batch_linger_ms: Option<String>,
+    /// Batches in flight at once, each on a connection of its own, 1 to 16 [default: 2]
+    #[arg(long, global = true, env = "LANES", value_name = "N", hide_env_values = true)]
+    pub lanes: Option<String>,
+    /// A longer payload is a dead letter (too_large), 1KiB to 16MiB [default: 512KiB]
+    #[arg(long, global = true, env = "MAX_EVENT_BYTES", value_name = "BYTES", hide_env_values = true)]
+    pub max_event_bytes: Option<String>,
+    /// Tenant of events that name none [default: spel-local-forge]
+    #[arg(long, global = true, env = "TENANT_ID", value_name = "ID", hide_env_values = true)]
+    pub tenant_id: Option<String>,
+    /// Take a time without a zone as UTC instead of rejecting it [default: false]
+    #[arg(long, global = true, env = "ASSUME_UTC", value_name = "true|false", hide_env_values = true)]
+    pub assume_utc: Option<String>,
+    /// How long a time partition of events is; used by migrate [default: month]
+    #[arg(
+        long,
+        global = true,
+        env = "PARTITION_INTERVAL",
+        value_name = "day|week|month",
+        hide_env_values = true
+    )]
+    pub partition_interval: Option<String>,
+    /// Where metrics, probes and status are served [default: 0.0.0.0:8080]
+    #[arg(long, global = true, env = "HTTP_ADDRESS", value_name = "HOST:PORT", hide_env_values = true)]
+    pub http_address: Option<String>,
+    /// Directory of this instance's files [default: /logs]
+    #[arg(long, global = true, env = "LOG_DIR", value_name = "DIR", hide_env_values = true)]
+    pub log_dir: Option<String>,
+    /// TRACE, DEBUG, INFO, WARN or ERROR [default: INFO]
+    #[arg(long, global = true, env = "LOG_LEVEL", value_name = "LEVEL", hide_env_values = true)]
+    pub log_level: Option<String>,
+    /// How log lines look [default: text]
+    #[arg(long, global = true, env = "LOG_FORMAT", value_name = "text|json", hide_env_values = true)]
+    pub log_format: Option<String>,
+    /// How often positions of idle partitions are compared with PostgreSQL [default: 15000]
+    #[arg(long, global = true, env = "VERIFY_INTERVAL_MS", value_name = "MS", hide_env_values = true)]
+    pub verify_interval_ms: Option<String>,
+    /// How long claiming partitions may take [default: 10000]
+    #[arg(long, global = true, env = "CLAIM_TIMEOUT_MS", value_name = "MS", hide_env_values = true)]
+    pub claim_timeout_ms: Option<String>,
+    /// PostgreSQL's statement_timeout in our sessions [default: 60000]
+    #[arg(long, global = true, env = "STATEMENT_TIMEOUT_MS", value_name = "MS", hide_env_values = true)]
+    pub statement_timeout_ms: Option<String>,
+    /// PostgreSQL's lock_timeout in our sessions [default: 10000]
+    #[arg(long, global = true, env = "LOCK_TIMEOUT_MS", value_name = "MS", hide_env_values = true)]
+    pub lock_timeout_ms: Option<String>,
+    /// How long records deleted from Kafka are waited for before a gap is declared [default: 3600000]
+    #[arg(long, global = true, env = "GAP_WAIT_MS", value_name = "MS", hide_env_values = true)]
+    pub gap_wait_ms: Option<String>,
+    /// How long stopping may take [default: 10000]
+    #[arg(long, global = true, env = "SHUTDOWN_DEADLINE_MS", value_name = "MS", hide_env_values = true)]
+    pub shutdown_deadline_ms: Option<String>,
+}
