@@ -6,7 +6,8 @@
 --   * consumer_offsets: first_offset + events + duplicates + dead_letters + absent = next_offset. Every record
 --     below a position is an event, a counted duplicate or a dead letter; `absent` counts offsets that hold no
 --     record a reader may see, and those of declared gaps.
---   * events, duplicates, offset_gaps, offset_actions are append only, dead_letters but for the relay's columns.
+--   * events, duplicates and offset_actions are append only; of dead_letters the relay's columns change, of
+--     offset_gaps only closed_at.
 
 CREATE SCHEMA IF NOT EXISTS audit_events;
 

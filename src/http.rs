@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::observe::{Clock, Metrics};
+use crate::observe::{Clock, LagSample, Metrics};
 use crate::pipeline::board::{Board, BoardState, DatabaseState, Phase};
 
 /// How long the poll thread may be silent before the process counts as dead: longer than a rebalance callback
@@ -80,6 +80,33 @@ impl Http {
         is_young || self.board.lock().is_polling(now, POLL_PATIENCE)
     }
 
+    /// Brings the gauges up to date; counters are counted where things happen.
+    fn refresh_metrics(&self) {
+        let board = self.board.lock();
+        let readiness = Self::readiness(&board);
+        let is_database_up = board.database == DatabaseState::Up;
+        let state = match board.phase {
+            Phase::Starting => "starting",
+            Phase::Stopping => "stopping",
+            Phase::Running if !readiness.is_ready => "halted",
+            Phase::Running if !readiness.notes.is_empty() => "degraded",
+            Phase::Running => "running",
+        };
+        let owned: Vec<LagSample> = board
+            .owned
+            .values()
+            .map(|owned| LagSample {
+                topic: owned.source.topic.to_string(),
+                partition: owned.source.partition.0,
+                position: owned.position.as_i64(),
+                lag_records: owned.lag(),
+            })
+            .collect();
+        self.metrics.set_state(state);
+        self.metrics.set_up(is_database_up, board.is_kafka_reachable == Some(true));
+        self.metrics.set_partitions(&owned, board.held.values().map(|hold| hold.code.as_str()));
+    }
+
     fn readiness(board: &BoardState) -> Readiness {
         let mut readiness = Readiness { is_ready: true, notes: Vec::new() };
         match board.phase {
@@ -95,7 +122,9 @@ impl Http {
         }
         match &board.database {
             DatabaseState::Down { error, .. } => {
-                readiness.notes.push(format!("degraded: postgresql is away, records wait and nothing is lost: {error}"));
+                readiness
+                    .notes
+                    .push(format!("degraded: postgresql is away, records wait and nothing is lost: {error}"));
             }
             DatabaseState::Misconfigured { error } => {
                 readiness.is_ready = false;
@@ -112,7 +141,7 @@ impl Http {
 }
 
 async fn metrics(State(http): State<Http>) -> Response {
-    http.metrics.refresh(&http.board);
+    http.refresh_metrics();
     match http.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
@@ -154,7 +183,7 @@ fn status_json(board: &BoardState, now: Instant) -> Value {
             json!({
                 "topic": &*owned.source.topic,
                 "partition": owned.source.partition.0,
-                "stream_id": owned.key.stream.0,
+                "stream_id": owned.key.stream.to_string(),
                 "epoch": owned.epoch.0,
                 "lane": owned.lane_index,
                 "position": owned.position.as_i64(),

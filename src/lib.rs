@@ -13,11 +13,15 @@
 //! | 0 | [`model`] |
 //! | 1 | [`config`], [`observe`] |
 //! | 2 | [`source`], [`store`] |
-//! | 3 | [`pipeline`], [`http`] |
-//! | 4 | [`app`] |
-//! | 5 | [`cli`] |
+//! | 3 | [`pipeline`] |
+//! | 4 | [`http`] |
+//! | 5 | [`app`] |
+//! | 6 | [`cli`] |
 
+pub mod app;
+pub mod cli;
 pub mod config;
+pub mod http;
 pub mod model;
 pub mod observe;
 pub mod pipeline;

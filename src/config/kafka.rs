@@ -104,6 +104,10 @@ impl KafkaConfig {
             ("isolation.level", "read_committed".into()),
             ("check.crcs", "true".into()),
             ("enable.partition.eof", "true".into()),
+            // A regex never takes a dead letter topic; where the broker matches (KIP-848), `source` skips it.
+            ("topic.blacklist", "^.*\\.dlq$".into()),
+            // librdkafka wants it no shorter than the session time-out.
+            ("max.poll.interval.ms", session_ms.max(300_000).to_string()),
             ("allow.auto.create.topics", "false".into()),
             ("topic.metadata.refresh.interval.ms", "5000".into()),
             ("queued.max.messages.kbytes", "32768".into()),

@@ -6,6 +6,7 @@
 
 mod kafka;
 mod parse;
+#[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 mod settings;
 
 use std::path::PathBuf;

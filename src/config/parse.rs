@@ -130,10 +130,7 @@ impl Reader {
         given: &Option<String>,
         default: &'static str,
         words: &[(&str, T)],
-    ) -> T
-    where
-        T: Copy,
-    {
+    ) -> T {
         let value = given_or(given, default);
         self.show(variable, value.to_owned(), is_unset(given));
         let find = |wanted: &str| words.iter().find(|(word, _)| word.eq_ignore_ascii_case(wanted.trim()));

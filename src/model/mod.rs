@@ -10,3 +10,4 @@ pub mod event;
 pub mod position;
 pub mod record;
 pub mod rejection;
+pub mod sample;

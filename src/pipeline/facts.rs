@@ -1,59 +1,105 @@
 //! What a lane tells the board and the metrics; per batch, not per record.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::board::Board;
 use super::lane::GiveUp;
 use crate::model::batch::{Batch, Fate};
 use crate::model::record::Chunk;
+use crate::model::rejection::RejectionCode;
+use crate::observe::Metrics;
 use crate::store::{CommitOutcome, CommitPath, CommittedPart, StoreError};
 
-/// A lane's way to the metrics.
+/// A lane's way to the board and the metrics.
 #[derive(Debug, Clone)]
-pub(super) struct LaneFacts {}
+pub(super) struct LaneFacts {
+    metrics: Arc<Metrics>,
+    board: Board,
+}
 
 impl LaneFacts {
-    pub(super) fn new() -> Self {
-        Self {}
+    pub(super) fn new(metrics: Arc<Metrics>, board: Board) -> Self {
+        Self { metrics, board }
     }
 
-    pub(super) fn took(&self, _chunk: &Chunk, _elapsed: Duration) {}
+    pub(super) fn took(&self, chunk: &Chunk, elapsed: Duration) {
+        self.metrics.consumed(&chunk.source.topic, chunk.records.len(), elapsed);
+    }
 
-    pub(super) fn gave_up(&self, _why: &GiveUp) {}
+    pub(super) fn gave_up(&self, why: &GiveUp) {
+        self.metrics.gave_up(match why {
+            GiveUp::ClaimedElsewhere => "claimed_elsewhere",
+            GiveUp::PositionMoved => "position_moved",
+            GiveUp::Discontinuity => "discontinuity",
+            GiveUp::Broken(_) => "broken",
+        });
+    }
 
-    pub(super) fn found_committed(&self) {}
+    pub(super) fn found_committed(&self) {
+        self.metrics.found_committed();
+    }
 
+    /// A piece of work ended; `has_batch`: it was to commit one.
     pub(super) fn worked(
         &self,
-        _batch: Option<&Batch>,
-        _outcome: &Result<Option<CommitOutcome>, StoreError>,
-        (_elapsed, _default_count): (Duration, u64),
+        has_batch: bool,
+        outcome: &Result<Option<CommitOutcome>, StoreError>,
+        (elapsed, default_count): (Duration, u64),
     ) {
+        let name = match outcome {
+            Ok(Some(CommitOutcome::Committed { .. })) => "committed",
+            Ok(Some(CommitOutcome::Stale(_)) | None) => "stale",
+            Err(error) => {
+                self.metrics.database_error(error.class());
+                error.class()
+            }
+        };
+        if has_batch {
+            self.metrics.commit_ended(name, elapsed);
+        }
+        if name == "committed" {
+            self.metrics.default_partition_rows(default_count);
+        }
     }
 
-    pub(super) fn committed(
-        &self,
-        batch: &Batch,
-        parts: &[CommittedPart],
-        _path: CommitPath,
-        now: SystemTime,
-        board: &Board,
-    ) {
-        let now_ms = now
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
-        let mut board = board.lock();
-        for part in parts {
-            board.totals.events += part.event_count;
-            board.totals.duplicates += part.duplicate_count;
-            board.totals.dead_letters += part.dead_letter_count;
-        }
+    pub(super) fn committed(&self, batch: &Batch, parts: &[CommittedPart], path: CommitPath, now_ms: i64) {
+        let sum = |count: fn(&CommittedPart) -> u64| parts.iter().map(count).sum::<u64>();
+        let event_count = sum(|part| part.event_count);
+        let duplicate_count = sum(|part| part.duplicate_count);
+        let dead_letter_count = sum(|part| part.dead_letter_count);
+        self.metrics.events_committed(
+            match path {
+                CommitPath::Direct => "direct",
+                CommitPath::Merge => "merge",
+            },
+            event_count,
+        );
+        self.metrics.counted(duplicate_count, dead_letter_count, sum(|part| part.absent_count));
+        self.metrics.batch_committed(u32::try_from(batch.entries().len()).unwrap_or(u32::MAX));
+        let mut rejected: BTreeMap<RejectionCode, u64> = BTreeMap::new();
         for entry in batch.entries() {
-            let Fate::Event(_) = entry.fate else { continue };
-            let timestamp_ms = batch.record_of(entry).and_then(|(_, record)| record.timestamp_ms);
-            if let Some(timestamp_ms) = timestamp_ms {
-                board.latencies.add(u64::try_from(now_ms.saturating_sub(timestamp_ms)).unwrap_or(0));
+            if let Fate::DeadLetter(letter) = &entry.fate {
+                *rejected.entry(letter.rejection.code).or_default() += 1;
             }
         }
+        let conflict_count = dead_letter_count.saturating_sub(rejected.values().sum());
+        if conflict_count > 0 {
+            *rejected.entry(RejectionCode::AuditIdConflict).or_default() += conflict_count;
+        }
+        rejected.into_iter().for_each(|(code, count)| self.metrics.rejected(code, count));
+        let latencies_ms = || {
+            batch.entries().iter().filter_map(|entry| {
+                let timestamp_ms = batch.record_of(entry)?.1.timestamp_ms?;
+                Some(u64::try_from(now_ms.saturating_sub(timestamp_ms)).unwrap_or(0))
+            })
+        };
+        self.metrics.end_to_end(latencies_ms());
+        let mut board = self.board.lock();
+        board.totals.events += event_count;
+        board.totals.duplicates += duplicate_count;
+        board.totals.dead_letters += dead_letter_count;
+        latencies_ms().for_each(|latency_ms| board.latencies.add(latency_ms));
     }
 }

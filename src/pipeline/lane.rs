@@ -33,6 +33,8 @@ const MERGE_FIRST_COUNT: u32 = 20;
 /// The first and the longest wait between tries while PostgreSQL is away.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(2);
+/// The SQLSTATE `deadlock_detected`.
+const DEADLOCK: &str = "40P01";
 /// How often a lane looks again after an error that an operator must mend.
 const MISCONFIGURED_WAIT: Duration = Duration::from_secs(5);
 /// The same after an error that our table does not know.
@@ -104,7 +106,7 @@ pub(super) struct Lane {
     control: mpsc::Receiver<LaneControl>,
     reports: mpsc::UnboundedSender<LaneReport>,
     board: Board,
-    metrics: LaneFacts,
+    facts: LaneFacts,
     owned: BTreeMap<AssignmentId, LanePartition>,
     builder: BatchBuilder,
     opened_at: Option<Instant>,
@@ -125,7 +127,7 @@ impl Lane {
         settings: LaneSettings,
         (chunks, control): (mpsc::Receiver<Arc<Chunk>>, mpsc::Receiver<LaneControl>),
         reports: mpsc::UnboundedSender<LaneReport>,
-        (board, metrics): (Board, LaneFacts),
+        (board, facts): (Board, LaneFacts),
     ) -> Self {
         let verify_at = settings.clock.monotonic() + settings.verify_interval;
         Self {
@@ -136,7 +138,7 @@ impl Lane {
             control,
             reports,
             board,
-            metrics,
+            facts,
             owned: BTreeMap::new(),
             opened_at: None,
             queue: VecDeque::new(),
@@ -263,7 +265,7 @@ impl Lane {
 
     fn give_up(&mut self, assignment: AssignmentId, why: GiveUp) {
         self.forget(assignment);
-        self.metrics.gave_up(&why);
+        self.facts.gave_up(&why);
         // Unbounded, and bounded by one report for each assignment.
         if self.reports.send(LaneReport { assignment, why }).is_err() {
             tracing::debug!(lane = self.index, "the supervisor is gone");
@@ -302,8 +304,7 @@ impl Lane {
             Some(Ok(())) => {
                 partition.read_to = chunk.end;
                 self.opened_at.get_or_insert(started_at);
-                self.metrics
-                    .took(chunk, self.settings.clock.monotonic().saturating_duration_since(started_at));
+                self.facts.took(chunk, self.settings.clock.monotonic().saturating_duration_since(started_at));
             }
             Some(Err(_)) | None => {
                 tracing::error!(
@@ -376,7 +377,7 @@ impl Lane {
     fn settle(&mut self, done: WorkDone, elapsed: Duration) {
         let WorkDone { session, seen, batch, outcome, default_count } = done;
         self.session = session;
-        self.metrics.worked(batch.as_ref().map(|(batch, _)| batch), &outcome, (elapsed, default_count));
+        self.facts.worked(batch.is_some(), &outcome, (elapsed, default_count));
         if let Some((batch, _)) = &batch {
             // Back to the front; what follows takes it away if it was stored or is stale.
             self.queue.push_front(batch.clone());
@@ -414,7 +415,7 @@ impl Lane {
         for part in batch.parts() {
             self.moved(part.key, part.epoch, part.end);
         }
-        self.metrics.committed(batch, parts, path, self.settings.clock.wall(), &self.board);
+        self.facts.committed(batch, parts, path, self.settings.clock.unix_ms());
     }
 
     /// Notes that PostgreSQL holds `position`.
@@ -448,7 +449,7 @@ impl Lane {
     /// A commit whose answer never came had succeeded.
     fn was_stored_before(&mut self, key: StreamPartition, epoch: Epoch, end: Offset) {
         self.moved(key, epoch, end);
-        self.metrics.found_committed();
+        self.facts.found_committed();
         if let Some(front) = self.queue.pop_front() {
             let rest = front.without(|part| part.key == key && part.epoch == epoch && part.end == end);
             if !rest.is_empty() {
@@ -489,8 +490,14 @@ impl Lane {
     fn failed(&mut self, error: StoreError, batch: Option<(Batch, CommitPath)>) {
         let now = self.settings.clock.monotonic();
         match error {
-            StoreError::Unavailable { .. } | StoreError::Contended { .. } => {
-                self.wait_for_database(&error, now)
+            StoreError::Unavailable { .. } => self.wait_for_database(&error, now),
+            StoreError::Contended { ref sqlstate, .. } => {
+                if sqlstate == DEADLOCK {
+                    // Two lanes copied the same events at once; the merge path takes them in one order.
+                    self.merge_first_count = MERGE_FIRST_COUNT;
+                }
+                self.retry_at = Some(now + self.retry.next_wait());
+                tracing::warn!(lane = self.index, %error, "postgresql is contended; the batch is tried again");
             }
             StoreError::StatementTimeout(_) => match batch {
                 Some((batch, _)) if batch.entries().len() > 1 => self.split_front(batch),

@@ -46,7 +46,7 @@ use crate::model::batch::BatchLimits;
 use crate::model::decode::DecodeRules;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
-use crate::observe::Clock;
+use crate::observe::{Clock, Metrics};
 use crate::source::{
     EVENT_QUEUE_COUNT, LANE_QUEUE_COUNT, Offer, Placement, SourceCommand, SourceEvent, SourceHandle,
     SourceSettings,
@@ -111,6 +111,7 @@ pub enum PipelineError {
 pub struct Pipeline {
     settings: PipelineSettings,
     board: Board,
+    metrics: Arc<Metrics>,
     clock: Clock,
     source: SourceHandle,
     events: mpsc::Receiver<SourceEvent>,
@@ -130,7 +131,12 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`PipelineError::Source`] when librdkafka refuses the settings.
-    pub fn start(settings: PipelineSettings, board: Board, clock: Clock) -> Result<Self, PipelineError> {
+    pub fn start(
+        settings: PipelineSettings,
+        board: Board,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Result<Self, PipelineError> {
         let (events_tx, events) = mpsc::channel(EVENT_QUEUE_COUNT);
         let (reports_tx, reports) = mpsc::unbounded_channel();
         let lane_settings = LaneSettings {
@@ -148,7 +154,7 @@ impl Pipeline {
             let (control_tx, control) = mpsc::channel(CONTROL_QUEUE_COUNT);
             queues.push(chunks_tx);
             lanes.push(control_tx);
-            let out = (board.clone(), LaneFacts::new());
+            let out = (board.clone(), LaneFacts::new(Arc::clone(&metrics), board.clone()));
             let lane = Lane::new(index, lane_settings.clone(), (chunks, control), reports_tx.clone(), out);
             tokio::spawn(lane.run());
         }
@@ -158,6 +164,7 @@ impl Pipeline {
         Ok(Self {
             settings,
             board,
+            metrics,
             clock,
             source,
             events,
@@ -209,6 +216,7 @@ impl Pipeline {
                 }
             }
             SourceEvent::Revoked { assignments, partitions, is_lost, reply } => {
+                self.metrics.rebalanced(if is_lost { "lost" } else { "revoke" });
                 let patience = if is_lost { Duration::ZERO } else { REVOKE_PATIENCE };
                 self.board.lock().held.retain(|source, _| !partitions.contains(source));
                 let ended = self.end(&assignments, patience).await;
@@ -349,7 +357,7 @@ impl Pipeline {
                 HoldCode::TopicRecreated,
                 format!(
                     "topic {} on this cluster is not the stream {known} that group {group} stores; if it was \
-                     created again on purpose: audit-consumer offsets adopt --topic {}",
+                     created again on purpose: audit-consumer offsets adopt --topic {} --reason WHY",
                     source.topic, source.topic
                 ),
             ),
@@ -357,7 +365,7 @@ impl Pipeline {
                 HoldCode::ForeignGroup,
                 format!(
                     "topic {} is stored by group {owner} in this database; to go on as group {group}: audit-consumer \
-                     offsets adopt --topic {} --from-group {owner}",
+                     offsets adopt --topic {} --from-group {owner} --reason WHY",
                     source.topic, source.topic
                 ),
             ),
@@ -373,7 +381,7 @@ impl Pipeline {
                     HoldCode::RecordsDeleted,
                     format!(
                         "kafka has deleted the records from {position} to {low}; when nothing else holds them: \
-                         audit-consumer offsets declare-gap --topic {} --partition {}",
+                         audit-consumer offsets declare-gap --topic {} --partition {} --reason WHY --yes",
                         source.topic, source.partition
                     ),
                 )
@@ -398,6 +406,7 @@ impl Pipeline {
             tracing::error!(lane_index, "a lane has ended; its partitions are held");
             return Placement::Hold;
         }
+        self.metrics.claimed("granted");
         tracing::info!(partition = %source, position = %position.next, epoch = position.epoch.0, lane_index, "claimed");
         let mut board = self.board.lock();
         board.held.remove(source);
@@ -447,6 +456,7 @@ impl Pipeline {
             Ok(range) => {
                 self.session = Some(session);
                 if let Some(range) = range {
+                    self.metrics.gap_declared();
                     tracing::error!(partition = %source, %range, "a gap was declared: these records are lost to us");
                 }
             }
@@ -456,6 +466,7 @@ impl Pipeline {
 
     /// Notes why a partition is not read; says so once.
     fn hold(&self, source: &Arc<TopicPartition>, code: HoldCode, detail: String) {
+        self.metrics.claimed(code.as_str());
         let mut board = self.board.lock();
         let known = board.held.get(source).filter(|hold| hold.code == code);
         let since = known.map_or_else(|| self.clock.monotonic(), |hold| hold.since);

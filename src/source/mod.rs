@@ -22,6 +22,7 @@ mod assignments;
 mod context;
 mod describe;
 mod gate;
+mod lookup;
 mod native;
 mod poller;
 mod slots;
@@ -35,6 +36,7 @@ use uuid::Uuid;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 
+pub use lookup::{Lookup, LookupError};
 pub use poller::{SourceHandle, start};
 
 /// How often a partition that was not granted is offered again.

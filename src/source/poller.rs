@@ -37,8 +37,6 @@ const STALL_BEFORE_PAUSE: Duration = Duration::from_millis(500);
 const STALL_SLEEP: Duration = Duration::from_millis(1);
 /// How often ends and idle positions are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// How long the last mirror may take when the consumer closes.
-const LAST_MIRROR_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The running poll thread.
 #[derive(Debug)]
@@ -157,7 +155,9 @@ impl Poller {
                         self.state().drop_assignment(&self.consumer, assignment)
                     }
                     SourceCommand::Mirror(positions) => self.mirror(&positions, CommitMode::Async),
-                    SourceCommand::Close(positions) => return self.close(&positions),
+                    // Dropping the consumer, as the thread ends, leaves the group; the revocation comes out of
+                    // the polls that librdkafka's binding does meanwhile.
+                    SourceCommand::Close(positions) => return self.mirror(&positions, CommitMode::Async),
                 }
             }
             if self.look() {
@@ -442,19 +442,6 @@ impl Poller {
             && let Err(error) = self.consumer.commit(&list, mode)
         {
             tracing::debug!(%error, "the mirror of the positions was not sent to kafka");
-        }
-    }
-
-    fn close(&self, positions: &[(Arc<TopicPartition>, Offset)]) {
-        self.mirror(positions, CommitMode::Async);
-        let deadline = self.clock.monotonic() + LAST_MIRROR_TIMEOUT;
-        if let Err(error) = self.consumer.close_queue() {
-            tracing::warn!(%error, "the consumer can't be closed");
-            return;
-        }
-        // The revocation and the mirror's answer come out of these polls.
-        while !self.consumer.closed() && self.clock.monotonic() < deadline {
-            drop(self.consumer.poll(POLL_WAIT));
         }
     }
 }

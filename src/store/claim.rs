@@ -165,11 +165,18 @@ impl StoreSettings {
         let connection = &mut session.connection;
         sqlx::query(
             "INSERT INTO audit_events.consumer_offsets (group_id, stream_id, partition, first_offset, next_offset) \
-             VALUES ($1, $2, $3, $4, $4) ON CONFLICT (group_id, stream_id, partition) DO NOTHING",
+             SELECT $1, $2, $3, start_offset, start_offset \
+               FROM (SELECT CASE WHEN EXISTS (SELECT FROM audit_events.streams \
+                                               WHERE topic = $4 AND group_id = $1 AND retired_at IS NOT NULL) \
+                                 THEN $5::bigint ELSE $6::bigint END AS start_offset) AS s \
+             ON CONFLICT (group_id, stream_id, partition) DO NOTHING",
         )
         .bind(&*self.group)
         .bind(key.stream.0)
         .bind(key.partition.0)
+        .bind(&*request.stream.topic)
+        // A stream that was adopted in the place of another starts at its low watermark, whatever the reset is.
+        .bind(request.low.as_i64())
         .bind(request.initial.as_i64())
         .execute(&mut *connection)
         .await?;

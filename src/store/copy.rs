@@ -238,7 +238,8 @@ mod tests {
         let words: Vec<i16> =
             rows[4..].chunks(2).map(|pair| i16::from_be_bytes([pair[0], pair[1]])).collect();
         assert_eq!(words, expect, "{unscaled}e-{scale}");
-        assert_eq!(i32::from_be_bytes([rows[0], rows[1], rows[2], rows[3]]) as usize, rows.len() - 4);
+        let len_bytes = i32::from_be_bytes([rows[0], rows[1], rows[2], rows[3]]);
+        assert_eq!(usize::try_from(len_bytes).unwrap(), rows.len() - 4);
     }
 
     #[test]

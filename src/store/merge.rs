@@ -63,9 +63,11 @@ impl Session {
         }
         self.create_merge_table().await?;
         self.copy_events("pg_temp.incoming", batch).await?;
+        // In the order of the key: two lanes that merge the same events then never wait for each other in a ring.
         let insert = format!(
             "INSERT INTO audit_events.events ({EVENT_COLUMNS}) SELECT {EVENT_COLUMNS} FROM pg_temp.incoming \
-              ORDER BY stream_id, source_partition, source_offset ON CONFLICT (audit_id, timestamp) DO NOTHING"
+              ORDER BY audit_id, timestamp, stream_id, source_partition, source_offset \
+             ON CONFLICT (audit_id, timestamp) DO NOTHING"
         );
         let inserted = sqlx::raw_sql(AssertSqlSafe(insert)).execute(&mut self.connection).await;
         // The target names (audit_id, timestamp), so a violation is one of the coordinates.

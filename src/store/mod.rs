@@ -26,6 +26,7 @@ mod merge;
 mod migrate;
 mod partitions;
 mod session;
+mod verify;
 
 pub use actions::{GapDeclaration, OffsetRow, StreamRow};
 pub use claim::{Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, StreamIdentity};
@@ -33,3 +34,7 @@ pub use commit::{CommitOutcome, CommitPath, CommittedPart, StalePart};
 pub use error::StoreError;
 pub use migrate::migrate;
 pub use session::{Session, SessionPurpose, StoreSettings};
+pub use verify::{
+    Account, AccountScope, FateCounts, Finding, FindingCode, PartitionAccount, PositionAccount, RepeatedIds,
+    RowAccount,
+};

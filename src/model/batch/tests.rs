@@ -68,7 +68,7 @@ fn check(batch: &Batch) {
         assert!(part.is_balanced(), "{part:?}");
     }
     assert!(batch.parts().is_sorted_by_key(|part| part.key));
-    assert_eq!(rows(batch).len() as u64, batch.event_count() * 8);
+    assert_eq!(u64::try_from(rows(batch).len()).unwrap(), batch.event_count() * 8);
 }
 
 #[test]
@@ -107,9 +107,9 @@ proptest! {
         let chunks: Vec<_> = chunks
             .into_iter()
             .map(|(partition, gaps, tail)| {
-                let slot = &mut next[partition as usize];
+                let slot = &mut next[usize::try_from(partition).unwrap()];
                 let chunk = chunk(partition, *slot, &gaps, tail);
-                *slot = chunk.end.as_i64() as u64;
+                *slot = u64::try_from(chunk.end.as_i64()).unwrap();
                 chunk
             })
             .collect();

@@ -412,7 +412,7 @@ impl Decimal {
         if self.unscaled == 0 {
             self.scale = 0;
         }
-        while self.unscaled != 0 && self.unscaled % 10 == 0 {
+        while self.unscaled != 0 && self.unscaled.is_multiple_of(10) {
             self.unscaled /= 10;
             self.scale -= 1;
         }

@@ -1,0 +1,62 @@
+# Everything that is done by hand or by CI has its target here; `make` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+STACK := deploy/local/stack
+
+# How large the tests are; the tests say what they make of it. `make test TEST_SCALE=..` passes it through.
+ifdef TEST_SCALE
+export TEST_SCALE
+endif
+
+.PHONY: help setup build demo demo-down test test-unit lint bench stack-up stack-down clean-stack
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing (as root, by apt), or name it in one line
+	@$(STACK) install
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust with rustup; rust-toolchain.toml names the version" >&2; exit 1; }
+
+build: ## Build the release binary
+	cargo build --release --locked
+
+demo: ## Kafka to PostgreSQL on this machine: 50,000 events, and the account of them
+	@deploy/local/demo
+
+demo-down: ## Stop what the demo started and remove its state
+	@deploy/local/demo down
+
+test: setup ## Run every test on a real Kafka and a real PostgreSQL
+	$(STACK) up
+	settings=$$($(STACK) env); eval "$$settings"; cargo test --profile ci --locked
+
+test-unit: ## Run the tests that need neither Kafka nor PostgreSQL
+	cargo test --profile ci --locked --lib
+
+lint: ## Check format and lints, with warnings denied
+	cargo fmt --check
+	cargo clippy --profile ci --all-targets --locked -- -D warnings
+	@if command -v shellcheck >/dev/null; then \
+		shellcheck -x .ci/run $$(grep -lE '^#!.*\b(ba)?sh\b' deploy/local/*); \
+	else \
+		echo "shellcheck is not installed: scripts were not checked" >&2; \
+	fi
+
+bench: setup ## Compare with psql's \copy on this machine; writes target/reports/bench.json
+	@deploy/local/bench
+
+stack-up: setup ## Start Kafka and PostgreSQL
+	@$(STACK) up
+
+stack-down: ## Stop them; their data stays
+	@$(STACK) down
+
+clean-stack: ## Stop every local stack and remove its data
+	@for dir in target/stack target/stack-*; do \
+		[ -d "$$dir" ] || continue; \
+		STACK_DIR="$$dir" $(STACK) down; \
+		rm -rf "$$dir"; \
+	done

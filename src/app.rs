@@ -1,0 +1,90 @@
+//! Builds the daemon from its configuration, starts it, and stops it on SIGTERM or SIGINT.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::http::Http;
+use crate::model::batch::BatchLimits;
+use crate::model::decode::{AssumeUtc, DecodeRules};
+use crate::observe::{Clock, Metrics};
+use crate::pipeline::board::Board;
+use crate::pipeline::{Pipeline, PipelineSettings};
+use crate::source::{OffsetReset, SourceSettings};
+use crate::store::StoreSettings;
+
+/// PostgreSQL as `config` says, under an instance id of this process.
+///
+/// # Errors
+/// When the URL can't be read.
+pub fn store_settings(config: &Config) -> anyhow::Result<StoreSettings> {
+    let timeouts = (config.database.statement_timeout, config.database.lock_timeout);
+    StoreSettings::new(config.database.url.reveal(), &config.kafka.group, Uuid::new_v4(), timeouts)
+        .context("read DATABASE_URL")
+}
+
+fn pipeline_settings(config: &Config, store: StoreSettings) -> PipelineSettings {
+    PipelineSettings {
+        store,
+        source: SourceSettings {
+            properties: config.kafka.consumer_properties(),
+            subscription: config.kafka.topics.subscription(),
+            reset: if config.kafka.starts_at_end { OffsetReset::Latest } else { OffsetReset::Earliest },
+        },
+        rules: DecodeRules {
+            tenant_id: config.event.tenant_id.clone(),
+            assume_utc: if config.event.assume_utc { AssumeUtc::Yes } else { AssumeUtc::No },
+            payload_max_len_bytes: config.event.payload_max_len_bytes,
+        },
+        limits: BatchLimits { record_count: config.batch.record_count, len_bytes: config.batch.len_bytes },
+        linger: config.batch.linger,
+        lane_count: config.batch.lane_count,
+        verify_interval: config.database.verify_interval,
+        claim_timeout: config.database.claim_timeout,
+        statement_timeout: config.database.statement_timeout,
+        shutdown_deadline: config.process.shutdown_deadline,
+        gap_wait: config.database.gap_wait,
+    }
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// When it can't start (an address in use, settings that librdkafka refuses) or Kafka's consumer fails for good.
+pub async fn run(config: &Config) -> anyhow::Result<()> {
+    let clock = Clock;
+    let board = Board::default();
+    let metrics = Arc::new(Metrics::new().context("make the metrics")?);
+    let (stop, stopped) = watch::channel(false);
+    let address = config.process.http_address;
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("listen on HTTP_ADDRESS={address}; choose another address or stop what uses it")
+    })?;
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let settings = pipeline_settings(config, store_settings(config)?);
+    let pipeline = Pipeline::start(settings, board.clone(), Arc::clone(&metrics), clock.clone())?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), group = config.kafka.group, %address, "started");
+    let http = tokio::spawn(Http::new(board, metrics, clock).serve(listener, stopped.clone()));
+    let pipeline = pipeline.run(stopped);
+    tokio::pin!(pipeline);
+    let outcome = tokio::select! {
+        outcome = &mut pipeline => outcome,
+        _ = terminate.recv() => stop_and_wait(&stop, pipeline).await,
+        _ = interrupt.recv() => stop_and_wait(&stop, pipeline).await,
+    };
+    // Whether the pipeline ended by itself or was told to, the HTTP side stops now.
+    stop.send_replace(true);
+    http.abort();
+    Ok(outcome?)
+}
+
+async fn stop_and_wait<F: Future>(stop: &watch::Sender<bool>, pipeline: F) -> F::Output {
+    stop.send_replace(true);
+    pipeline.await
+}

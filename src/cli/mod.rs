@@ -1,0 +1,197 @@
+//! The command line. Exit codes: 0 done; 1 done and something differs, or the work failed; 2 wrong usage or
+//! configuration; 3 what had to be asked could not be reached.
+
+mod check;
+mod emit;
+mod healthcheck;
+pub mod offsets;
+pub mod table;
+pub mod verify;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, LogFormat, Settings};
+use crate::store::{SessionPurpose, StoreError};
+use crate::{app, observe, store};
+
+/// Exactly-once stream processor for compliance audit events, from Kafka to PostgreSQL.
+///
+/// Every record of the source topics is stored in PostgreSQL exactly once: as an event, a counted duplicate or a
+/// dead letter. Settings are environment variables or flags; `audit-consumer check` shows what is in effect.
+#[derive(Debug, Parser)]
+#[command(name = "audit-consumer", version, max_term_width = 110)]
+#[command(
+    after_help = "Exit codes: 0 done; 1 something differs, or the work failed; 2 wrong usage or configuration; \
+    3 PostgreSQL or Kafka could not be reached."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Consume, until SIGTERM or SIGINT (the default).
+    Run,
+    /// Bring the database's schema to this version and make the time partitions ahead.
+    Migrate,
+    /// Show the configuration in effect, try the connections, and say what is guaranteed.
+    Check,
+    /// Send events to Kafka: from standard input, or generated for load.
+    Emit(emit::EmitArgs),
+    /// Ask the running daemon whether it is alive (for container health checks).
+    Healthcheck,
+    /// Look at positions, adopt a topic that was created again, declare a gap.
+    #[command(subcommand)]
+    Offsets(offsets::OffsetsCommand),
+    /// Prove the account: counters against rows, holes and overlaps, positions against Kafka.
+    Verify(verify::VerifyArgs),
+}
+
+/// How a command ended, for the exit code. A wrong command line or configuration is 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Done, and all is well: 0.
+    Success,
+    /// `verify` has findings: 1.
+    Findings,
+    /// Nothing was done, or not all, for a reason that was written out: 1.
+    Refused,
+    /// PostgreSQL or Kafka did not answer, so nothing is known: 3.
+    Unreachable,
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        match status {
+            ExitStatus::Success => Self::SUCCESS,
+            ExitStatus::Findings | ExitStatus::Refused => Self::from(1),
+            ExitStatus::Unreachable => Self::from(3),
+        }
+    }
+}
+
+/// Reads the arguments, does what they say.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match Config::resolve(&arguments.settings) {
+        Ok(config) => config,
+        Err(errors) => {
+            for error in errors.0 {
+                complain(&format!("configuration: {error}"));
+            }
+            return ExitCode::from(2);
+        }
+    };
+    let command = arguments.command.unwrap_or(Command::Run);
+    let is_daemon = matches!(command, Command::Run);
+    let level = if is_daemon { config.process.log_level } else { tracing::Level::ERROR };
+    if let Err(error) = observe::install(level, config.process.log_format == LogFormat::Json) {
+        complain(&error.to_string());
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("start the runtime: {error}"));
+            return ExitCode::from(1);
+        }
+    };
+    let outcome = runtime.block_on(execute(command, &config));
+    // Threads that still wait for Kafka or PostgreSQL must not hold the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(status) => status.into(),
+        Err(error) => {
+            if is_broken_pipe(&error) {
+                return ExitCode::SUCCESS;
+            }
+            complain(&describe(&error));
+            exit_code(&error)
+        }
+    }
+}
+
+async fn execute(command: Command, config: &Config) -> anyhow::Result<ExitStatus> {
+    let mut out = std::io::stdout();
+    match command {
+        Command::Run => app::run(config).await.map(|()| ExitStatus::Success),
+        Command::Migrate => migrate(config, &mut out).await,
+        Command::Check => check::run(config, &mut out).await,
+        Command::Emit(args) => tokio::task::block_in_place(|| emit::run(&args, config, &mut out)),
+        Command::Healthcheck => healthcheck::run(config).await,
+        Command::Offsets(command) => {
+            let store = app::store_settings(config)?;
+            offsets::run(&command, &store, &config.kafka.connection_properties(), &mut out).await
+        }
+        Command::Verify(args) => {
+            let store = app::store_settings(config)?;
+            verify::run(&args, &store, &config.kafka.connection_properties(), &mut out).await
+        }
+    }
+}
+
+async fn migrate(config: &Config, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    let store = app::store_settings(config)?;
+    let mut session = store.connect(SessionPurpose::Operator).await?;
+    store::migrate(&mut session, config.database.partition_interval).await?;
+    session.close().await;
+    writeln!(
+        out,
+        "the schema audit_events is up to date; time partitions are made by {}",
+        config.database.partition_interval
+    )?;
+    Ok(ExitStatus::Success)
+}
+
+/// One line on standard error; if that is gone there is nobody to tell.
+fn complain(line: &str) {
+    let mut stderr = std::io::stderr();
+    drop(writeln!(stderr, "audit-consumer: {line}"));
+}
+
+/// The error with its causes, each said once, and what to do next where we know it.
+fn describe(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line.push_str(if line.is_empty() { "" } else { ": " });
+            line.push_str(&cause);
+        }
+    }
+    let advice = error.downcast_ref::<StoreError>().and_then(advice);
+    advice.map_or(line.clone(), |advice| format!("{line}; {advice}"))
+}
+
+/// What to do about an error of PostgreSQL.
+fn advice(error: &StoreError) -> Option<&'static str> {
+    Some(match error.sqlstate()? {
+        "28P01" | "28000" => "check user and password in DATABASE_URL",
+        "3D000" => "create the database, or name another one in DATABASE_URL",
+        "42P01" | "3F000" | "42883" => "run `audit-consumer migrate`",
+        "42501" => {
+            "grant the role what it needs: it must be a member of audit_events_write (to migrate: the owner)"
+        }
+        "io" => "check that PostgreSQL runs where DATABASE_URL says",
+        _ => return None,
+    })
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<StoreError>() {
+        Some(StoreError::Unavailable { .. } | StoreError::Contended { .. }) => ExitStatus::Unreachable.into(),
+        _ => ExitStatus::Refused.into(),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}

@@ -1,0 +1,364 @@
+//! The metrics, as one typed surface: a method for each fact, names in one place.
+//!
+//! Prefix `audit_consumer_`, base units, `_total` on counters, label values from closed sets (topics and
+//! partitions where the partition is the subject). Lanes report per batch, not per record.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::model::rejection::RejectionCode;
+
+const PREFIX: &str = "audit_consumer";
+
+/// From a record's own time to its commit: 5 ms to 10 minutes.
+const END_TO_END_SECONDS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0];
+/// How long a commit or a stage takes: 1 ms to 1 minute.
+const DURATION_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+/// Records in a batch.
+const BATCH_RECORDS: &[f64] = &[1.0, 10.0, 100.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 50_000.0];
+
+/// A partition's position and lag, for the gauges.
+#[derive(Debug, Clone)]
+pub struct LagSample {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// The position that PostgreSQL holds.
+    pub position: i64,
+    /// Offsets between the position and the end, if the end is known.
+    pub lag_records: Option<u64>,
+}
+
+/// The process's metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    state: IntGaugeVec,
+    records_consumed: IntCounterVec,
+    events_committed: IntCounterVec,
+    duplicates: IntCounter,
+    rejected: IntCounterVec,
+    dead_letters: IntCounterVec,
+    absent: IntCounter,
+    default_partition_rows: IntCounter,
+    batch_records: Histogram,
+    commit_duration: HistogramVec,
+    stage_duration: HistogramVec,
+    end_to_end: Histogram,
+    database_errors: IntCounterVec,
+    database_up: IntGauge,
+    kafka_up: IntGauge,
+    claims: IntCounterVec,
+    given_up: IntCounterVec,
+    commits_found: IntCounter,
+    rebalances: IntCounterVec,
+    offset_gaps: IntCounter,
+    partitions_assigned: IntGauge,
+    partitions_held: IntGaugeVec,
+    position: IntGaugeVec,
+    lag: IntGaugeVec,
+}
+
+macro_rules! make {
+    ($maker:expr, $kind:ident, $name:literal, $help:literal $(, $labels:expr)?) => {{
+        let options = Opts::new($name, $help).namespace(PREFIX);
+        make!(@new $maker, $kind, options $(, $labels)?)
+    }};
+    ($maker:expr, $kind:ident, $name:literal, $help:literal, buckets $buckets:expr $(, $labels:expr)?) => {{
+        let options = HistogramOpts::new($name, $help).namespace(PREFIX).buckets($buckets.to_vec());
+        make!(@new $maker, $kind, options $(, $labels)?)
+    }};
+    (@new $maker:expr, $kind:ident, $options:expr) => {{
+        let metric = $kind::with_opts($options)?;
+        $maker.register(Box::new(metric.clone()))?;
+        metric
+    }};
+    (@new $maker:expr, $kind:ident, $options:expr, $labels:expr) => {{
+        let metric = $kind::new($options, $labels)?;
+        $maker.register(Box::new(metric.clone()))?;
+        metric
+    }};
+}
+
+impl Metrics {
+    /// The metrics in a registry of their own, with the process's own (CPU, memory, file descriptors).
+    ///
+    /// # Errors
+    /// When two metrics share a name, which a test excludes.
+    #[expect(clippy::too_many_lines, reason = "a table, an entry a metric")]
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let r = Registry::new();
+        #[cfg(target_os = "linux")]
+        r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let build_info =
+            make!(r, IntGaugeVec, "build_info", "Constant 1, labelled with the version", &["version"]);
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Self {
+            state: make!(r, IntGaugeVec, "state", "1 for the state that the process is in", &["state"]),
+            records_consumed: make!(
+                r,
+                IntCounterVec,
+                "records_consumed_total",
+                "Records taken from Kafka",
+                &["topic"]
+            ),
+            events_committed: make!(
+                r,
+                IntCounterVec,
+                "events_committed_total",
+                "Events stored, by commit path",
+                &["path"]
+            ),
+            duplicates: make!(r, IntCounter, "duplicates_total", "Upstream duplicates counted"),
+            rejected: make!(
+                r,
+                IntCounterVec,
+                "rejected_total",
+                "Records that are no events, by reason",
+                &["reason"]
+            ),
+            dead_letters: make!(
+                r,
+                IntCounterVec,
+                "dead_letters_total",
+                "Dead letters, by outcome",
+                &["outcome"]
+            ),
+            absent: make!(
+                r,
+                IntCounter,
+                "absent_total",
+                "Offsets without a record (compaction, aborted transactions, control records)"
+            ),
+            default_partition_rows: make!(
+                r,
+                IntCounter,
+                "default_partition_rows_total",
+                "Events stored in the default time partition"
+            ),
+            batch_records: make!(r, Histogram, "batch_records", "Records in a committed batch", buckets BATCH_RECORDS),
+            commit_duration: make!(r, HistogramVec, "commit_duration_seconds", "Duration of a commit, by outcome", buckets DURATION_SECONDS, &["outcome"]),
+            stage_duration: make!(r, HistogramVec, "stage_duration_seconds", "Duration of a stage for one chunk", buckets DURATION_SECONDS, &["stage"]),
+            end_to_end: make!(r, Histogram, "end_to_end_seconds", "From a record's own time to its commit", buckets END_TO_END_SECONDS),
+            database_errors: make!(
+                r,
+                IntCounterVec,
+                "database_errors_total",
+                "Errors of PostgreSQL, by class",
+                &["class"]
+            ),
+            database_up: make!(r, IntGauge, "database_up", "1 while PostgreSQL answers"),
+            kafka_up: make!(r, IntGauge, "kafka_up", "1 while a broker answers"),
+            claims: make!(r, IntCounterVec, "claims_total", "Claims of partitions, by outcome", &["outcome"]),
+            given_up: make!(
+                r,
+                IntCounterVec,
+                "stale_commits_total",
+                "Partitions given up as PostgreSQL's position or epoch is not ours, by cause",
+                &["cause"]
+            ),
+            commits_found: make!(
+                r,
+                IntCounter,
+                "commits_found_total",
+                "Commits whose answer never came, found to have succeeded"
+            ),
+            rebalances: make!(
+                r,
+                IntCounterVec,
+                "rebalances_total",
+                "Partition changes by Kafka, by kind",
+                &["kind"]
+            ),
+            offset_gaps: make!(r, IntCounter, "offset_gaps_total", "Gaps declared by this process"),
+            partitions_assigned: make!(r, IntGauge, "partitions_assigned", "Partitions owned and read"),
+            partitions_held: make!(
+                r,
+                IntGaugeVec,
+                "partitions_held",
+                "Partitions assigned by Kafka and not read, by reason",
+                &["reason"]
+            ),
+            position: make!(
+                r,
+                IntGaugeVec,
+                "position",
+                "The position that PostgreSQL holds",
+                &["topic", "partition"]
+            ),
+            lag: make!(
+                r,
+                IntGaugeVec,
+                "lag_records",
+                "Offsets between PostgreSQL's position and the end",
+                &["topic", "partition"]
+            ),
+            registry: r,
+        })
+    }
+
+    /// The state of the process: one of `starting`, `running`, `degraded`, `halted`, `stopping`.
+    pub fn set_state(&self, state: &'static str) {
+        for candidate in ["starting", "running", "degraded", "halted", "stopping"] {
+            self.state.with_label_values(&[candidate]).set(i64::from(candidate == state));
+        }
+    }
+
+    /// Records were taken from Kafka, and decoding them took this long.
+    pub fn consumed(&self, topic: &str, record_count: usize, decode_duration: Duration) {
+        self.records_consumed
+            .with_label_values(&[topic])
+            .inc_by(u64::try_from(record_count).unwrap_or(u64::MAX));
+        self.stage_duration.with_label_values(&["decode"]).observe(decode_duration.as_secs_f64());
+    }
+
+    /// A commit ended.
+    pub fn commit_ended(&self, outcome: &'static str, duration: Duration) {
+        self.commit_duration.with_label_values(&[outcome]).observe(duration.as_secs_f64());
+    }
+
+    /// Events were stored by this path.
+    pub fn events_committed(&self, path: &'static str, event_count: u64) {
+        self.events_committed.with_label_values(&[path]).inc_by(event_count);
+    }
+
+    /// A batch of this many records was committed.
+    pub fn batch_committed(&self, record_count: u32) {
+        self.batch_records.observe(f64::from(record_count));
+    }
+
+    /// Duplicates were counted, dead letters stored, offsets absent.
+    pub fn counted(&self, duplicate_count: u64, dead_letter_count: u64, absent_count: u64) {
+        self.duplicates.inc_by(duplicate_count);
+        self.dead_letters.with_label_values(&["stored"]).inc_by(dead_letter_count);
+        self.absent.inc_by(absent_count);
+    }
+
+    /// Records became dead letters for this reason.
+    pub fn rejected(&self, code: RejectionCode, record_count: u64) {
+        self.rejected.with_label_values(&[code.as_str()]).inc_by(record_count);
+    }
+
+    /// Latencies from a record's own time to its commit.
+    pub fn end_to_end(&self, latencies_ms: impl Iterator<Item = u64>) {
+        let local = self.end_to_end.local();
+        for latency_ms in latencies_ms {
+            local.observe(Duration::from_millis(latency_ms).as_secs_f64());
+        }
+        local.flush();
+    }
+
+    /// Events went to the default time partition.
+    pub fn default_partition_rows(&self, event_count: u64) {
+        self.default_partition_rows.inc_by(event_count);
+    }
+
+    /// PostgreSQL reported an error of this class.
+    pub fn database_error(&self, class: &'static str) {
+        self.database_errors.with_label_values(&[class]).inc();
+    }
+
+    /// A partition was claimed, or not.
+    pub fn claimed(&self, outcome: &'static str) {
+        self.claims.with_label_values(&[outcome]).inc();
+    }
+
+    /// A partition was given up.
+    pub fn gave_up(&self, cause: &'static str) {
+        self.given_up.with_label_values(&[cause]).inc();
+    }
+
+    /// A commit whose answer never came was found to have succeeded.
+    pub fn found_committed(&self) {
+        self.commits_found.inc();
+    }
+
+    /// Kafka assigned or revoked partitions.
+    pub fn rebalanced(&self, kind: &'static str) {
+        self.rebalances.with_label_values(&[kind]).inc();
+    }
+
+    /// A gap was declared.
+    pub fn gap_declared(&self) {
+        self.offset_gaps.inc();
+    }
+
+    /// Whether PostgreSQL and Kafka answer.
+    pub fn set_up(&self, is_database_up: bool, is_kafka_up: bool) {
+        self.database_up.set(i64::from(is_database_up));
+        self.kafka_up.set(i64::from(is_kafka_up));
+    }
+
+    /// The partitions that are read, and why others are held; series of partitions that went away go too.
+    pub fn set_partitions<'a>(&self, owned: &[LagSample], held: impl Iterator<Item = &'a str>) {
+        self.partitions_assigned.set(i64::try_from(owned.len()).unwrap_or(i64::MAX));
+        self.partitions_held.reset();
+        for reason in held {
+            self.partitions_held.with_label_values(&[reason]).inc();
+        }
+        self.position.reset();
+        self.lag.reset();
+        for sample in owned {
+            let partition = sample.partition.to_string();
+            let labels = [sample.topic.as_str(), partition.as_str()];
+            self.position.with_label_values(&labels).set(sample.position);
+            if let Some(lag_records) = sample.lag_records {
+                self.lag.with_label_values(&labels).set(i64::try_from(lag_records).unwrap_or(i64::MAX));
+            }
+        }
+    }
+
+    /// All metrics in Prometheus's text format.
+    ///
+    /// # Errors
+    /// When a metric can't be written, which is a bug.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_the_prefix_a_help_text_and_its_kinds_ending() {
+        let metrics = Metrics::new().unwrap();
+        metrics.set_state("running");
+        metrics.consumed("t", 3, Duration::from_millis(1));
+        metrics.rejected(RejectionCode::InvalidJson, 1);
+        metrics.claimed("granted");
+        let text = metrics.render().unwrap();
+        for line in text.lines().filter(|line| line.starts_with("# ")) {
+            let mut words = line.split(' ').skip(1);
+            let (kind, name) = (words.next().unwrap(), words.next().unwrap());
+            assert!(name.starts_with("audit_consumer_") || name.starts_with("process_"), "{line}");
+            if kind == "TYPE" {
+                assert_eq!(line.ends_with(" counter"), name.ends_with("_total"), "{line}");
+            }
+        }
+        assert!(text.contains("audit_consumer_records_consumed_total{topic=\"t\"} 3"), "{text}");
+        assert!(text.contains("audit_consumer_rejected_total{reason=\"invalid_json\"} 1"));
+    }
+
+    #[test]
+    fn series_of_partitions_that_went_away_go_too() {
+        let metrics = Metrics::new().unwrap();
+        let sample = LagSample { topic: "t".into(), partition: 1, position: 5, lag_records: Some(2) };
+        metrics.set_partitions(&[sample], ["records_deleted"].into_iter());
+        assert!(
+            metrics.render().unwrap().contains("audit_consumer_lag_records{partition=\"1\",topic=\"t\"} 2")
+        );
+        metrics.set_partitions(&[], std::iter::empty());
+        assert!(!metrics.render().unwrap().contains("audit_consumer_lag_records{"));
+    }
+}

@@ -1,0 +1,129 @@
+//! Questions to Kafka outside of any group: which topics there are, what they are, where partitions end.
+//!
+//! Blocking: an async caller asks from `spawn_blocking`. Never here: records, groups, committed offsets.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
+use rdkafka::error::KafkaError;
+use uuid::Uuid;
+
+use super::describe::Describer;
+use super::{Description, OffsetReset};
+use crate::model::position::{Offset, Partition, TopicPartition};
+
+/// How long each question may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// No broker answered in time, or it refused: ask again later.
+    #[error("kafka is unavailable: {0}")]
+    Unavailable(#[source] KafkaError),
+    /// librdkafka refuses the properties: an operator must act.
+    #[error("kafka's properties are wrong: {0}")]
+    Misconfigured(#[source] KafkaError),
+    /// Kafka says nothing certain of this topic; the text says why.
+    #[error("{topic}: {reason}")]
+    Undescribed {
+        /// Which topic.
+        topic: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Asks Kafka; a consumer that belongs to no group and reads nothing.
+pub struct Lookup {
+    consumer: BaseConsumer<DefaultConsumerContext>,
+    describer: Describer,
+}
+
+impl std::fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lookup").field("describer", &self.describer).finish_non_exhaustive()
+    }
+}
+
+impl Lookup {
+    /// A lookup with librdkafka's `properties`, in order, as the daemon uses them: those of the group are left
+    /// out. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`LookupError::Misconfigured`].
+    pub fn new(properties: &[(String, String)]) -> Result<Self, LookupError> {
+        let mut config = ClientConfig::new();
+        for (name, value) in properties.iter().filter(|(name, _)| !name.starts_with("group.")) {
+            config.set(name, value);
+        }
+        let consumer = config
+            .create_with_context::<_, BaseConsumer<DefaultConsumerContext>>(DefaultConsumerContext)
+            .map_err(LookupError::Misconfigured)?;
+        Ok(Self { consumer, describer: Describer::new(OffsetReset::Earliest) })
+    }
+
+    /// The topics of the cluster with the number of their partitions, by name. Blocks for 5 s at most.
+    ///
+    /// # Errors
+    /// [`LookupError::Unavailable`].
+    pub fn topics(&self) -> Result<Vec<(String, usize)>, LookupError> {
+        let metadata =
+            self.consumer.client().fetch_metadata(None, TIMEOUT).map_err(LookupError::Unavailable)?;
+        let mut topics: Vec<(String, usize)> =
+            metadata.topics().iter().map(|topic| (topic.name().into(), topic.partitions().len())).collect();
+        topics.sort_unstable();
+        Ok(topics)
+    }
+
+    /// The cluster's id and the topic's id. Blocks for 15 s at most.
+    ///
+    /// # Errors
+    /// [`LookupError::Undescribed`].
+    pub fn describe(&mut self, topic: &str) -> Result<(Arc<str>, Uuid), LookupError> {
+        // Every topic has a partition 0.
+        let first = self.describe_partitions(topic, &[Partition(0)]).into_iter().next();
+        match first {
+            Some((_, Ok(description))) => Ok((description.cluster_id, description.topic_id)),
+            Some((_, Err(reason))) => Err(LookupError::Undescribed { topic: topic.into(), reason }),
+            None => Err(LookupError::Undescribed { topic: topic.into(), reason: "nothing was said".into() }),
+        }
+    }
+
+    /// What Kafka says of `partitions` of one topic, or why that can't be known now. After the first question
+    /// without an answer the rest is not asked. Blocks for 15 s at most while brokers are silent.
+    pub fn describe_partitions(
+        &mut self,
+        topic: &str,
+        partitions: &[Partition],
+    ) -> HashMap<Partition, Result<Description, String>> {
+        let topic: Arc<str> = topic.into();
+        let sources: Vec<Arc<TopicPartition>> = partitions
+            .iter()
+            .map(|&partition| Arc::new(TopicPartition { topic: Arc::clone(&topic), partition }))
+            .collect();
+        let described = self.describer.describe(&self.consumer, &sources);
+        described.into_iter().map(|(source, description)| (source.partition, description)).collect()
+    }
+
+    /// The first offset that Kafka has of a partition, and the position after the last one that a reader of
+    /// the configured `isolation.level` may see. Blocks for 5 s at most.
+    ///
+    /// # Errors
+    /// [`LookupError::Unavailable`], for a partition that is not there too; [`LookupError::Undescribed`] when
+    /// the broker tells nonsense.
+    pub fn watermarks(&self, topic: &str, partition: Partition) -> Result<(Offset, Offset), LookupError> {
+        let (low, high) = self
+            .consumer
+            .client()
+            .fetch_watermarks(topic, partition.0, TIMEOUT)
+            .map_err(LookupError::Unavailable)?;
+        Offset::new(low).zip(Offset::new(high)).ok_or_else(|| LookupError::Undescribed {
+            topic: topic.into(),
+            reason: format!("the broker told negative watermarks of partition {partition}"),
+        })
+    }
+}
