@@ -1,0 +1,22 @@
+//! The promise, on a real Kafka and a real PostgreSQL. Each test has a topic, a group and a database of its own;
+//! tests that stop a server have a stack of their own.
+//!
+//! `TEST_SCALE=full` runs the counts that the issue names; otherwise the same tests run smaller.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    clippy::string_slice,
+    reason = "a test that can't go on must stop loudly; tests measure real time"
+)]
+
+mod account;
+mod crash;
+mod operator;
+mod outage;
+mod rebalance;
+mod records;
+mod scene;
+mod streams;

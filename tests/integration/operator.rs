@@ -1,0 +1,121 @@
+//! What an operator sees when something is set up wrong, and how a daemon stops.
+
+use std::time::Duration;
+
+use crate::account::PLAN;
+use crate::scene::{Scene, wait_for};
+
+/// Runs `args` and expects this exit code and a line with every part of `expect`.
+#[track_caller]
+fn check(scene: &Scene, args: &[&str], code: i32, expect: &[&str]) {
+    let output = scene.command(args);
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for part in expect {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+    assert!(!text.contains("panicked") && !text.contains("stack backtrace"), "{text}");
+    assert!(!text.contains("s3cret"), "{text}");
+}
+
+#[test]
+fn what_is_set_up_wrong_is_said_in_one_line() {
+    let scene = Scene::new("wrong", 1);
+    let url = scene.setting("DATABASE_URL").to_owned();
+    let wrong_password = url.replace("audit:audit@", "audit:s3cret@");
+    check(&scene, &["migrate", "--database-url", &wrong_password], 1, &["28P01", "check user and password"]);
+    check(&scene, &["check", "--database-url", &wrong_password], 3, &["28P01", "guarantee: none"]);
+    check(
+        &scene,
+        &["migrate", "--database-url", "postgresql://audit:audit@127.0.0.1:1/x"],
+        3,
+        &["check that PostgreSQL runs"],
+    );
+    check(
+        &scene,
+        &["check", "--kafka-brokers", "127.0.0.1:1"],
+        3,
+        &["kafka       FAILED", "check KAFKA_BROKERS"],
+    );
+    check(&scene, &["run", "--lanes", "99"], 2, &["LANES=99: a whole number from 1 to 16"]);
+    check(&scene, &["run", "--kafka-topics", "a.dlq"], 2, &["dead letter topic, which is never consumed"]);
+    check(&scene, &["check"], 0, &["guarantee: every record"]);
+}
+
+#[test]
+fn a_wrong_password_and_a_missing_schema_are_waited_out_and_nothing_is_lost() {
+    let scene = Scene::new("mended", 2);
+    scene.produce(&PLAN, 0, 1_000);
+    let url = scene.setting("DATABASE_URL").replace("audit:audit@", "audit:s3cret@");
+    let daemon = scene.daemon_with(&[("DATABASE_URL", url.as_str())]);
+    daemon.wait_for_hold("database_misconfigured");
+    let (code, body) = daemon.get("/readyz").unwrap();
+    assert_eq!(code, 503, "{body}");
+    assert!(body.contains("28P01"), "{body}");
+    drop(daemon);
+
+    scene.sql("ALTER SCHEMA audit_events RENAME TO away");
+    let mut daemon = scene.daemon();
+    daemon.wait_for_hold("database_misconfigured");
+    assert!(
+        daemon.log_text().contains("42P01") || daemon.log_text().contains("3F000"),
+        "{}",
+        daemon.log_text()
+    );
+    scene.sql("ALTER SCHEMA away RENAME TO audit_events");
+    scene.wait_until_read(1_000, Duration::from_secs(30));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    scene.verify().check(PLAN.totals(1_000));
+}
+
+#[test]
+fn brokers_that_can_not_be_reached_are_waited_for() {
+    let scene = Scene::new("nobroker", 1);
+    let mut daemon = scene.daemon_with(&[("KAFKA_BROKERS", "127.0.0.1:1")]);
+    wait_for("a line about the brokers", Duration::from_secs(20), || {
+        daemon.log_text().contains("no broker answers")
+    });
+    assert_eq!(daemon.get("/livez").unwrap().0, 200);
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+}
+
+#[test]
+fn sigterm_on_an_idle_topic_ends_at_once_and_the_next_start_goes_on_at_once() {
+    let scene = Scene::new("idle", 3).set("KAFKA_SESSION_TIMEOUT_MS", "30000");
+    let mut daemon = scene.daemon();
+    daemon.wait_until_reading(3);
+    let (status, elapsed) = daemon.terminate(Duration::from_secs(10));
+    assert!(status.success() && elapsed < Duration::from_secs(5), "{status} {elapsed:?}");
+    let unreleased = "SELECT count(*) FROM audit_events.consumer_offsets WHERE released_at IS NULL";
+    assert_eq!(scene.number(unreleased), 0);
+
+    scene.produce(&PLAN, 0, 300);
+    let mut next = scene.daemon();
+    let waited = scene.wait_until_read(300, Duration::from_secs(10));
+    assert!(waited < Duration::from_secs(10), "{waited:?}");
+    assert!(next.terminate(Duration::from_secs(10)).0.success());
+}
+
+#[test]
+fn sigterm_in_the_middle_of_a_commit_ends_within_the_deadline() {
+    let scene = Scene::new("midcommit", 4);
+    scene.produce(&PLAN, 0, 60_000);
+    let mut read_before = 0;
+    for _ in 0..3 {
+        let mut daemon = scene.daemon();
+        let copying = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                       AND query LIKE 'COPY %' AND state = 'active'";
+        wait_for("a COPY", Duration::from_secs(20), || scene.number(copying) > 0);
+        let (status, elapsed) = daemon.terminate(Duration::from_secs(10));
+        assert!(status.success(), "{status} after {elapsed:?}");
+        let read = scene.number("SELECT sum(next_offset) FROM audit_events.consumer_offsets");
+        assert!(read >= read_before);
+        read_before = read;
+        scene.verify();
+    }
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(60_000, Duration::from_secs(60));
+    assert!(daemon.terminate(Duration::from_secs(10)).0.success());
+    scene.verify().check(PLAN.totals(60_000));
+}
