@@ -180,19 +180,14 @@ fn records_that_are_no_events_are_dead_letters_and_their_neighbours_are_stored()
     assert_eq!(account.total("events"), u64::try_from(cases.len() + 1).unwrap());
     for (number, (code, payload)) in cases.iter().enumerate() {
         let query = format!(
-            "SELECT reason, coalesce(md5(payload), 'none') FROM audit_events.dead_letters WHERE source_offset = {}",
+            "SELECT reason, coalesce(octet_length(payload), -1), coalesce(encode(substr(payload, 1, 2000), 'hex'), '') \
+               FROM audit_events.dead_letters WHERE source_offset = {}",
             2 * number + 1
         );
-        let digest = payload.as_ref().map_or_else(
-            || "none".to_owned(),
-            |bytes| scene.sql(&format!("SELECT md5(decode('{}', 'hex'))", hex(bytes))),
-        );
-        assert_eq!(scene.sql(&query), format!("{code}|{digest}"), "record {number}");
+        let len = payload.as_ref().map_or(-1, |bytes| i64::try_from(bytes.len()).unwrap());
+        let start: String = payload.iter().flatten().take(2000).map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(scene.sql(&query), format!("{code}|{len}|{start}"), "record {number}");
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().take(1_100_000).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]

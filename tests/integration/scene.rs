@@ -206,7 +206,7 @@ impl Scene {
             .set("bootstrap.servers", self.stack.brokers())
             .set("acks", "all")
             .set("enable.idempotence", "true");
-        config.set("message.max.bytes", "8000000").set("message.timeout.ms", "120000");
+        config.set("message.max.bytes", "8000000").set("message.timeout.ms", "50000");
         for (key, value) in extra {
             config.set(*key, *value);
         }
