@@ -68,10 +68,11 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let settings = pipeline_settings(config, store_settings(config)?);
-    let pipeline = Pipeline::start(settings, board.clone(), Arc::clone(&metrics), clock.clone())?;
+    let pipeline =
+        Pipeline::start(settings, board.clone(), (Arc::clone(&metrics), clock.clone()), stopped.clone())?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), group = config.kafka.group, %address, "started");
-    let http = tokio::spawn(Http::new(board, metrics, clock).serve(listener, stopped.clone()));
-    let pipeline = pipeline.run(stopped);
+    let http = tokio::spawn(Http::new(board, metrics, clock).serve(listener, stopped));
+    let pipeline = pipeline.run();
     tokio::pin!(pipeline);
     let outcome = tokio::select! {
         outcome = &mut pipeline => outcome,

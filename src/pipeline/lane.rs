@@ -178,7 +178,7 @@ impl Lane {
     /// When something is due that no message announces.
     fn wake_at(&self, now: Instant) -> Instant {
         let mut at = self.verify_at.max(now);
-        if self.work.is_some() {
+        if self.work.is_some() || self.owned.is_empty() {
             at = now + self.settings.verify_interval;
         } else if let Some(retry_at) = self.retry_at {
             at = retry_at;

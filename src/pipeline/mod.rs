@@ -38,6 +38,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 
 use self::board::{Board, DatabaseState, Hold, HoldCode, OwnedPartition, Phase};
 use self::facts::LaneFacts;
@@ -59,6 +60,8 @@ use crate::store::{
 /// How long we wait before we claim a partition again that another process claimed: longer than Kafka's
 /// heartbeat interval (3 s at most), by which a process that lost its partitions learns of it.
 pub const RECLAIM_AFTER: Duration = Duration::from_secs(4);
+/// How long a position must have been beyond the end before that is taken for final.
+const BEYOND_END_CONFIRMED_AFTER: Duration = Duration::from_secs(10);
 /// How long a batch under way may take when its partition is revoked.
 const REVOKE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long releasing claims may take.
@@ -98,12 +101,15 @@ pub struct PipelineSettings {
     pub gap_wait: Duration,
 }
 
-/// Why the pipeline ended without being told to.
+/// Why the pipeline did not start, or ended without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
-    /// The consumer can't be made or failed for good.
-    #[error("kafka consumer: {0}")]
+    /// The consumer can't be made.
+    #[error("make the kafka consumer: {0}")]
     Source(String),
+    /// The consumer failed for good, or a part of the pipeline died: the process must be started again.
+    #[error("the pipeline ended: {0}")]
+    Ended(String),
 }
 
 /// The loop's state.
@@ -116,6 +122,10 @@ pub struct Pipeline {
     source: SourceHandle,
     events: mpsc::Receiver<SourceEvent>,
     lanes: Vec<mpsc::Sender<LaneControl>>,
+    /// The lanes' tasks. None ends while the loop works; if one does, records would pile up unseen.
+    lane_tasks: JoinSet<()>,
+    /// Whether we were told to stop; looked at where the loop waits for long.
+    is_stopping: watch::Receiver<bool>,
     reports: mpsc::UnboundedReceiver<LaneReport>,
     session: Option<Session>,
     next_assignment: u64,
@@ -127,15 +137,15 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Starts the lanes and the poll thread.
+    /// Starts the lanes and the poll thread; `stop` tells [`Self::run`] to end.
     ///
     /// # Errors
     /// [`PipelineError::Source`] when librdkafka refuses the settings.
     pub fn start(
         settings: PipelineSettings,
         board: Board,
-        metrics: Arc<Metrics>,
-        clock: Clock,
+        (metrics, clock): (Arc<Metrics>, Clock),
+        stop: watch::Receiver<bool>,
     ) -> Result<Self, PipelineError> {
         let (events_tx, events) = mpsc::channel(EVENT_QUEUE_COUNT);
         let (reports_tx, reports) = mpsc::unbounded_channel();
@@ -148,7 +158,7 @@ impl Pipeline {
             work_deadline: settings.statement_timeout + WORK_MARGIN,
             clock: clock.clone(),
         };
-        let (mut queues, mut lanes) = (Vec::new(), Vec::new());
+        let (mut queues, mut lanes, mut lane_tasks) = (Vec::new(), Vec::new(), JoinSet::new());
         for index in 0..settings.lane_count.max(1) {
             let (chunks_tx, chunks) = mpsc::channel::<Arc<Chunk>>(LANE_QUEUE_COUNT);
             let (control_tx, control) = mpsc::channel(CONTROL_QUEUE_COUNT);
@@ -156,7 +166,7 @@ impl Pipeline {
             lanes.push(control_tx);
             let out = (board.clone(), LaneFacts::new(Arc::clone(&metrics), board.clone()));
             let lane = Lane::new(index, lane_settings.clone(), (chunks, control), reports_tx.clone(), out);
-            tokio::spawn(lane.run());
+            lane_tasks.spawn(lane.run());
         }
         let source = crate::source::start(&settings.source, queues, events_tx, clock.clone())
             .map_err(|error| PipelineError::Source(error.to_string()))?;
@@ -169,6 +179,8 @@ impl Pipeline {
             source,
             events,
             lanes,
+            lane_tasks,
+            is_stopping: stop,
             reports,
             session: None,
             next_assignment: 1,
@@ -179,11 +191,12 @@ impl Pipeline {
         })
     }
 
-    /// Works until `stop` says so, then stops in good order.
+    /// Works until it is told to stop, then stops in good order.
     ///
     /// # Errors
-    /// [`PipelineError::Source`] when the consumer failed for good; what was claimed is released.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), PipelineError> {
+    /// [`PipelineError::Ended`] when the consumer failed for good or a lane died; what was claimed is released.
+    pub async fn run(mut self) -> Result<(), PipelineError> {
+        let mut stop = self.is_stopping.clone();
         let mut tick = tokio::time::interval(MIRROR_INTERVAL);
         let failure = loop {
             tokio::select! {
@@ -199,12 +212,13 @@ impl Pipeline {
                     Some(event) => self.obey(event).await,
                     None => break Some("the poll thread ended".to_owned()),
                 },
+                _ = self.lane_tasks.join_next() => break Some("a lane ended".to_owned()),
                 report = self.reports.recv() => if let Some(report) = report { self.gave_up(report) },
                 _ = tick.tick() => self.tick().await,
             }
         };
         self.stop().await;
-        failure.map_or(Ok(()), |reason| Err(PipelineError::Source(reason)))
+        failure.map_or(Ok(()), |reason| Err(PipelineError::Ended(reason)))
     }
 
     async fn obey(&mut self, event: SourceEvent) {
@@ -295,9 +309,17 @@ impl Pipeline {
     fn request(&self, offer: &Offer, now: Instant) -> Result<ClaimRequest, (HoldCode, String)> {
         let description =
             offer.description.as_ref().map_err(|why| (HoldCode::KafkaUnavailable, why.clone()))?;
-        if self.board.lock().held.get(&offer.source).is_some_and(|hold| hold.code == HoldCode::AccountBroken)
-        {
-            return Err((HoldCode::AccountBroken, "stopped; restart when the cause is found".into()));
+        // These do not go away by themselves: what was lost or broken must be looked at first. (An end that was
+        // told before another owner's last commit is behind the position for a moment only.)
+        let stays = |hold: &&Hold| match hold.code {
+            HoldCode::AccountBroken => true,
+            HoldCode::PositionBeyondEnd => {
+                now.saturating_duration_since(hold.since) >= BEYOND_END_CONFIRMED_AFTER
+            }
+            _ => false,
+        };
+        if let Some(hold) = self.board.lock().held.get(&offer.source).filter(stays) {
+            return Err((hold.code, hold.detail.clone()));
         }
         if self.claim_not_before.get(&offer.source).is_some_and(|at| *at > now) {
             return Err((

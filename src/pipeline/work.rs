@@ -49,10 +49,9 @@ impl Work {
         let tried = timeout(deadline, done.attempt(&store, session, claims, must_adopt)).await;
         done.outcome = match tried {
             Ok(outcome) => outcome,
-            Err(elapsed) => {
+            Err(_elapsed) => {
                 done.session = None;
-                let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, elapsed));
-                Err(StoreError::Unavailable { sqlstate: "io".into(), source })
+                Err(StoreError::no_answer("commit"))
             }
         };
         done

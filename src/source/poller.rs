@@ -35,6 +35,8 @@ const BURST_COUNT: usize = 256;
 const STALL_BEFORE_PAUSE: Duration = Duration::from_millis(500);
 /// How long the thread sleeps between looks at a full lane.
 const STALL_SLEEP: Duration = Duration::from_millis(1);
+/// How soon a topic that is unknown to the brokers is complained of again.
+const SAY_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// How often ends and idle positions are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -97,6 +99,7 @@ pub fn start(
         commands: receiver,
         looked_at: started_at,
         is_reachable: None,
+        said: None,
         clock,
     };
     let thread = std::thread::Builder::new()
@@ -143,6 +146,8 @@ struct Poller {
     commands: Receiver<SourceCommand>,
     looked_at: Instant,
     is_reachable: Option<bool>,
+    /// The error that was logged last, and when.
+    said: Option<(RDKafkaErrorCode, Instant)>,
     clock: Clock,
 }
 
@@ -396,7 +401,9 @@ impl Poller {
             RDKafkaErrorCode::UnknownTopicOrPartition
             | RDKafkaErrorCode::UnknownTopic
             | RDKafkaErrorCode::UnknownPartition => {
-                tracing::warn!(%code, "a topic or partition is unknown to the broker; checking topic ids");
+                if self.is_news(*code) {
+                    tracing::warn!(%code, "a topic or partition is unknown to the broker; checking topic ids");
+                }
                 self.gate.hurry();
             }
             RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed => {
@@ -408,6 +415,18 @@ impl Poller {
                 state.slots.iter_mut().for_each(|slot| slot.is_suspect = true);
             }
         }
+    }
+
+    /// Whether `code` was not logged last, within the last minute.
+    fn is_news(&mut self, code: RDKafkaErrorCode) -> bool {
+        let now = self.clock.monotonic();
+        let is_repeated = self
+            .said
+            .is_some_and(|(said, at)| said == code && now.saturating_duration_since(at) < SAY_AGAIN_AFTER);
+        if !is_repeated {
+            self.said = Some((code, now));
+        }
+        !is_repeated
     }
 
     /// After an error that names no partition: gives up those whose position Kafka no longer has, so that they

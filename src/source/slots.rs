@@ -27,6 +27,8 @@ pub(super) struct Slot {
     /// The consumer reported an error since the last record: a gap now may be a loss.
     pub(super) is_suspect: bool,
     open: Option<Chunk>,
+    /// How large the last chunk was, in bytes and records: the next one is likely to be as large.
+    last_size: (usize, usize),
 }
 
 /// What to do after a record was looked at.
@@ -49,7 +51,16 @@ impl Slot {
         topic_id: Uuid,
         next: Offset,
     ) -> Self {
-        Self { source, assignment, lane_index, topic_id, next, is_suspect: false, open: None }
+        Self {
+            source,
+            assignment,
+            lane_index,
+            topic_id,
+            next,
+            is_suspect: false,
+            open: None,
+            last_size: (0, 0),
+        }
     }
 
     /// Adds a record to the open chunk.
@@ -81,11 +92,14 @@ impl Slot {
 
     /// The open chunk, closed.
     pub(super) fn take(&mut self) -> Option<Chunk> {
-        self.open.take()
+        let chunk = self.open.take()?;
+        self.last_size = (chunk.arena.len(), chunk.records.len());
+        Some(chunk)
     }
 
     fn open_chunk(&mut self) -> &mut Chunk {
         let (assignment, source, start) = (self.assignment, &self.source, self.next);
+        let (len_bytes, record_count) = self.last_size;
         // A chunk that ends in absent offsets is closed by the caller before records are added to it.
         self.open.get_or_insert_with(|| Chunk {
             assignment,
@@ -93,8 +107,8 @@ impl Slot {
             start,
             end: start,
             absent_after: 0,
-            records: Vec::new(),
-            arena: Vec::new(),
+            records: Vec::with_capacity(record_count),
+            arena: Vec::with_capacity(len_bytes + len_bytes / 16),
         })
     }
 }

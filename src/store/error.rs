@@ -66,6 +66,13 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// PostgreSQL did not answer in the time that we give it to `what`.
+    #[must_use]
+    pub fn no_answer(what: &str) -> Self {
+        let error = std::io::Error::new(std::io::ErrorKind::TimedOut, format!("{what}: no answer in time"));
+        Self::Unavailable { sqlstate: "io".into(), source: sqlx::Error::Io(error) }
+    }
+
     /// The variant's name, for metrics and logs.
     #[must_use]
     pub fn class(&self) -> &'static str {

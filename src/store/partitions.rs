@@ -1,5 +1,6 @@
 //! Which time partitions of `events` are there, so that a batch finds a place for each of its rows.
 
+use chrono::{DateTime, Utc};
 use sqlx::Row;
 
 use super::error::StoreError;
@@ -57,11 +58,13 @@ impl Session {
 
     async fn ensure_partition(&mut self, day: UtcDay) -> Result<bool, StoreError> {
         let micros = day.start_unix_micros();
+        let at = DateTime::<Utc>::from_timestamp_micros(micros)
+            .ok_or_else(|| StoreError::Broken(format!("no such day: {micros} us")))?;
         let row = sqlx::query(
             "SELECT (extract(epoch FROM lower(r)) * 1000000)::bigint, (extract(epoch FROM upper(r)) * 1000000)::bigint \
-               FROM audit_events.ensure_partition(timestamptz 'epoch' + $1 * interval '1 microsecond') AS r",
+               FROM audit_events.ensure_partition($1) AS r",
         )
-        .bind(micros)
+        .bind(at)
         .fetch_one(&mut self.connection)
         .await?;
         let bounds: (Option<i64>, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);

@@ -59,12 +59,13 @@ impl StoreSettings {
             ("tcp_keepalives_interval", "5".into()),
             ("tcp_keepalives_count", "3".into()),
             ("timezone", "UTC".into()),
+            // What our statements rely on, whatever the role's or the database's defaults are.
+            ("default_transaction_isolation", "read committed".into()),
+            ("default_transaction_read_only", "off".into()),
+            ("standard_conforming_strings", "on".into()),
         ]);
         let opened = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
-        let mut connection = opened.map_err(|elapsed| {
-            let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, elapsed));
-            StoreError::Unavailable { sqlstate: "io".into(), source }
-        })??;
+        let mut connection = opened.map_err(|_elapsed| StoreError::no_answer("connect"))??;
         let row = sqlx::query("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
         let pid = row.try_get(0)?;
         Ok(Session { connection, pid, partitions: KnownPartitions::default(), has_merge_table: false })

@@ -138,7 +138,7 @@ fn records_that_are_no_events_are_dead_letters_and_their_neighbours_are_stored()
     broken_utf8[at] = 0xff;
     let cases: Vec<(&str, Option<Vec<u8>>)> = vec![
         ("nul_character", Some(altered(1, "what's", "what\\u0000s"))),
-        ("nul_character", Some(altered(1, "what's", "what\u{0}s"))),
+        ("invalid_json", Some(altered(1, "what's", "what\u{0}s"))),
         ("nul_character", Some(altered(1, "eu-central", "eu\\u0000central"))),
         ("too_large", Some(large)),
         ("lone_surrogate", Some(altered(1, "what's", "\\ud800"))),
