@@ -1,13 +1,23 @@
 -- The schema of audit-consumer. Works by `psql -f` and by `audit-consumer migrate`, in any order and again:
 -- every statement makes what is missing and leaves what is there.
 --
+-- What is where: events, dead_letters and duplicates hold every record read, each in one of the three;
+-- consumer_offsets holds the positions and their account, streams whose they are; offset_gaps and offset_actions
+-- what was declared or done by hand; spool_ranges and projection_cursors how far each instance is;
+-- federated_sources the source registry; partitioning one setting. The protocol: ARCHITECTURE.md.
+--
 -- What holds, by the database itself:
 --   * events: an event is (audit_id, timestamp); a record's coordinates (stream, partition, offset) stand once.
 --   * consumer_offsets: first_offset + events + duplicates + dead_letters + absent = next_offset. Every record
 --     below a position is an event, a counted duplicate or a dead letter; `absent` counts offsets that hold no
 --     record a reader may see, and those of declared gaps.
---   * events, duplicates and offset_actions are append only; of dead_letters the relay's columns change, of
---     offset_gaps only closed_at.
+--   * events (by whatever partition's name), duplicates and offset_actions are append only; of dead_letters only
+--     the relay's columns change and no row goes. For the owner too, by statement triggers, which INSERT and COPY
+--     pay nothing for; they guard against mistakes, not against an owner who disables them. Retention is
+--     DETACH or DROP of a time partition.
+-- By grants only, so not for the owner: of offset_gaps only closed_at changes.
+--
+-- Advisory lock taken here: hashtextextended('audit_events.ensure_partition', 0), by the maker of a partition.
 
 CREATE SCHEMA IF NOT EXISTS audit_events;
 
@@ -66,15 +76,24 @@ CREATE TABLE IF NOT EXISTS audit_events.partitioning (
 COMMENT ON TABLE audit_events.partitioning IS 'How long a time partition of events is; one row';
 INSERT INTO audit_events.partitioning (partition_interval) VALUES ('month') ON CONFLICT DO NOTHING;
 
+-- A bound is printed by the session's DateStyle and TimeZone, and some prints are read back as another time
+-- (`IST`): so they are fixed here. Printing and reading takes most of the time: `names` (or NULL: all) saves it.
+CREATE OR REPLACE FUNCTION audit_events.partition_bounds(names text[])
+RETURNS TABLE (partition_name text, lower timestamptz, upper timestamptz, is_default boolean)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO' AS $$
+SELECT c.relname::text,
+       CASE WHEN b.bound LIKE '%FROM (MINVALUE)%' THEN '-infinity'
+            ELSE (regexp_match(b.bound, 'FROM \(''([^'']+)''\)'))[1] END::timestamptz,
+       CASE WHEN b.bound LIKE '%TO (MAXVALUE)%' THEN 'infinity'
+            ELSE (regexp_match(b.bound, 'TO \(''([^'']+)''\)'))[1] END::timestamptz,
+       b.bound = 'DEFAULT'
+  FROM pg_inherits AS i
+  JOIN pg_class AS c ON c.oid = i.inhrelid
+ CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) AS bound) AS b
+ WHERE i.inhparent = 'audit_events.events'::regclass AND (names IS NULL OR c.relname = ANY (names))
+$$;
 CREATE OR REPLACE VIEW audit_events.partition_ranges AS
-SELECT c.relname::text AS partition_name,
-       (regexp_match(b.bound, 'FROM \(''([^'']+)''\)'))[1]::timestamptz AS lower,
-       (regexp_match(b.bound, 'TO \(''([^'']+)''\)'))[1]::timestamptz AS upper,
-       b.bound = 'DEFAULT' AS is_default
-  FROM pg_catalog.pg_inherits AS i
-  JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
- CROSS JOIN LATERAL (SELECT pg_catalog.pg_get_expr(c.relpartbound, c.oid) AS bound) AS b
- WHERE i.inhparent = 'audit_events.events'::regclass;
+SELECT partition_name, lower, upper, is_default FROM audit_events.partition_bounds(NULL);
 COMMENT ON VIEW audit_events.partition_ranges IS 'The time partitions of events and what they hold';
 
 -- Refuses what the statement trigger on it would change. INSERT and COPY pay nothing for it.
@@ -82,7 +101,8 @@ CREATE OR REPLACE FUNCTION audit_events.refuse_change() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION '% on %.% is refused: it is append only', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME
-        USING ERRCODE = 'insufficient_privilege';
+        USING ERRCODE = 'insufficient_privilege',
+              DETAIL = CASE TG_TABLE_NAME WHEN 'dead_letters' THEN 'Only the relay''s columns change.' ELSE '' END;
 END $$;
 
 CREATE OR REPLACE FUNCTION audit_events.protect(target regclass) RETURNS void
@@ -94,25 +114,50 @@ BEGIN
     END IF;
 END $$;
 
+-- Who may do something to events by the parent's name may do it by the partition's.
+CREATE OR REPLACE FUNCTION audit_events.grant_as_parent(target regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    granted record;
+BEGIN
+    FOR granted IN
+        SELECT a.privilege_type,
+               CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS role_name
+          FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
+         WHERE c.oid = 'audit_events.events'::regclass AND a.grantee <> c.relowner
+    LOOP
+        EXECUTE format('GRANT %s ON %s TO %s', granted.privilege_type, target, granted.role_name);
+    END LOOP;
+END $$;
+
 -- Returns the range of the partition that holds `at`, and makes that partition first where there is none: for
 -- times from 10 years back to 2 months ahead. NULL: the default partition takes the row. Runs as its owner, so
 -- that a role which may only insert can have partitions made.
 CREATE OR REPLACE FUNCTION audit_events.ensure_partition(at timestamptz) RETURNS tstzrange
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+LANGUAGE plpgsql STRICT SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO' AS $$
 DECLARE
     found    tstzrange;
     step     text;
     low      timestamptz;
     high     timestamptz;
+    base     text;
     name     text;
+    copies   integer := 1;
     is_empty boolean;
 BEGIN
+    -- By the names it would have for each interval; else it is clipped, made by hand or not there.
+    SELECT tstzrange(r.lower, r.upper) INTO found
+      FROM audit_events.partition_bounds(ARRAY(SELECT 'events_p' || to_char(date_trunc(s, at), 'YYYYMMDD')
+                                                 FROM unnest(ARRAY['day', 'week', 'month']) AS s)) AS r
+     WHERE r.lower <= at AND at < r.upper;
+    IF found IS NOT NULL THEN RETURN found; END IF;
     SELECT tstzrange(r.lower, r.upper) INTO found FROM audit_events.partition_ranges AS r
      WHERE r.lower <= at AND at < r.upper;
     IF found IS NOT NULL THEN RETURN found; END IF;
     IF at < now() - interval '10 years' OR at > now() + interval '2 months' THEN RETURN NULL; END IF;
 
-    -- One maker at a time; whoever waited finds the partition made. The key is this schema's own.
+    -- One maker at a time; whoever waited finds the partition made.
     PERFORM pg_advisory_xact_lock(hashtextextended('audit_events.ensure_partition', 0));
     SELECT tstzrange(r.lower, r.upper) INTO found FROM audit_events.partition_ranges AS r
      WHERE r.lower <= at AND at < r.upper;
@@ -124,8 +169,18 @@ BEGIN
     -- The interval may have been another one before: keep clear of the neighbours.
     SELECT greatest(low, max(r.upper)) INTO low FROM audit_events.partition_ranges AS r WHERE r.upper <= at;
     SELECT least(high, min(r.lower)) INTO high FROM audit_events.partition_ranges AS r WHERE r.lower > at;
-    name := 'events_p' || to_char(low, 'YYYYMMDD');
+    -- A detached partition may have kept its name.
+    base := 'events_p' || to_char(low, 'YYYYMMDD');
+    name := base;
+    WHILE to_regclass(format('audit_events.%I', name)) IS NOT NULL LOOP
+        copies := copies + 1;
+        name := base || '_' || copies;
+    END LOOP;
 
+    -- The parent before the default partition, as everyone locks them. Locked by ATTACH only, a deadlock:
+    -- 1. ANALYZE locks events; 2. we lock events_default; 3. it waits for events_default; 4. ATTACH for events.
+    -- COPY and INSERT are not kept out by this lock.
+    LOCK TABLE ONLY audit_events.events IN SHARE UPDATE EXCLUSIVE MODE;
     EXECUTE format('CREATE TABLE audit_events.%I (LIKE audit_events.events INCLUDING ALL)', name);
     EXECUTE format('ALTER TABLE audit_events.%I ADD CONSTRAINT in_range CHECK (timestamp >= %L AND timestamp < %L)',
                    name, low, high);
@@ -145,6 +200,7 @@ BEGIN
                    name, low, high);
     EXECUTE format('ALTER TABLE audit_events.%I DROP CONSTRAINT in_range', name);
     PERFORM audit_events.protect(format('audit_events.%I', name)::regclass);
+    PERFORM audit_events.grant_as_parent(format('audit_events.%I', name)::regclass);
     RETURN tstzrange(low, high);
 END $$;
 COMMENT ON FUNCTION audit_events.ensure_partition IS
@@ -153,17 +209,21 @@ COMMENT ON FUNCTION audit_events.ensure_partition IS
 CREATE OR REPLACE FUNCTION audit_events.ensure_partitions_ahead() RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
-    step       text;
-    at         timestamptz;
-    made_count integer := 0;
+    step            text;
+    at              timestamptz;
+    found           tstzrange;
+    partition_count integer := 0;
 BEGIN
     SELECT partition_interval INTO STRICT step FROM audit_events.partitioning;
     at := date_trunc(step, now()) - ('1 ' || step)::interval;
+    -- From end to end, and not by steps of the interval: a clipped partition is shorter.
     WHILE at <= now() + interval '2 months' LOOP
-        IF audit_events.ensure_partition(at) IS NOT NULL THEN made_count := made_count + 1; END IF;
-        at := at + ('1 ' || step)::interval;
+        found := audit_events.ensure_partition(at);
+        EXIT WHEN found IS NULL;
+        partition_count := partition_count + 1;
+        at := upper(found);
     END LOOP;
-    RETURN made_count;
+    RETURN partition_count;
 END $$;
 COMMENT ON FUNCTION audit_events.ensure_partitions_ahead IS
     'Makes the partitions from one interval ago to 2 months ahead; returns how many are there';
@@ -326,7 +386,8 @@ ON CONFLICT (source_name) DO NOTHING;
 
 -- Views ------------------------------------------------------------------------------------------------------
 
--- The Azure Monitor resource-log common schema. A metadata key that would shadow a property is prefixed.
+-- The Azure Monitor resource-log common schema. A metadata key that would shadow a property is prefixed; metadata
+-- that is no object (a row inserted by hand) stands whole under `metadata`; an unknown duration is left out.
 CREATE OR REPLACE VIEW audit_events.purview_export AS
 SELECT e.audit_id, e.timestamp, e.correlation_id, e.tenant_id, e.actor, e.operation,
        jsonb_build_object(
@@ -338,7 +399,6 @@ SELECT e.audit_id, e.timestamp, e.correlation_id, e.tenant_id, e.actor, e.operat
            'category', 'FederatedQuery',
            'resultType', e.status,
            'resultSignature', e.result_signature,
-           'durationMs', e.duration_ms,
            'callerIpAddress', host(e.caller_ip_address),
            'correlationId', e.correlation_id::text,
            'level', CASE e.status WHEN 'Failure' THEN 'Error' ELSE 'Informational' END,
@@ -348,7 +408,10 @@ SELECT e.audit_id, e.timestamp, e.correlation_id, e.tenant_id, e.actor, e.operat
            'properties', p.properties || (
                SELECT coalesce(jsonb_object_agg(
                           CASE WHEN p.properties ? m.key THEN 'metadata.' || m.key ELSE m.key END, m.value), '{}')
-                 FROM jsonb_each(e.metadata) AS m)) AS purview_log
+                 FROM jsonb_each(CASE jsonb_typeof(e.metadata) WHEN 'object' THEN e.metadata
+                                 ELSE jsonb_build_object('metadata', e.metadata) END) AS m))
+       || CASE WHEN e.duration_ms IS NULL THEN '{}' ELSE jsonb_build_object('durationMs', e.duration_ms) END
+       AS purview_log
   FROM audit_events.events AS e
  CROSS JOIN LATERAL (SELECT jsonb_build_object(
            'resource', e.command, 'command', e.command, 'args', e.args, 'clientApp', e.client_app,
@@ -372,30 +435,26 @@ COMMENT ON VIEW audit_events.trust_summary IS 'Trust by actor';
 
 -- Protection and roles ---------------------------------------------------------------------------------------
 
-SELECT audit_events.protect(t) FROM unnest(ARRAY['audit_events.events', 'audit_events.events_default',
-    'audit_events.duplicates', 'audit_events.offset_actions']::regclass[]) AS t;
-
--- Dead letters: only the relay's columns change, no row goes.
-CREATE OR REPLACE FUNCTION audit_events.refuse_dead_letter_change() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF (to_jsonb(new) - '{relayed_at,relay_partition,relay_offset}'::text[])
-       IS DISTINCT FROM (to_jsonb(old) - '{relayed_at,relay_partition,relay_offset}'::text[]) THEN
-        RAISE EXCEPTION 'UPDATE of a dead letter is refused but for the relay''s columns'
-            USING ERRCODE = 'insufficient_privilege';
-    END IF;
-    RETURN new;
-END $$;
 DO $$
 BEGIN
+    PERFORM audit_events.protect(t) FROM unnest(ARRAY['audit_events.events', 'audit_events.duplicates',
+        'audit_events.offset_actions']::regclass[]) AS t;
+    -- Partitions attached by hand are covered by the next run.
+    PERFORM audit_events.protect(inhrelid) FROM pg_inherits WHERE inhparent = 'audit_events.events'::regclass;
+
+    -- Dead letters: only the relay's columns change, no row goes. By the statement's columns, as comparing rows
+    -- would read every payload again when it is marked.
     IF NOT EXISTS (SELECT FROM pg_trigger
                     WHERE tgrelid = 'audit_events.dead_letters'::regclass AND tgname = 'append_only') THEN
-        CREATE TRIGGER append_only BEFORE DELETE OR TRUNCATE ON audit_events.dead_letters
-            FOR EACH STATEMENT EXECUTE FUNCTION audit_events.refuse_change();
-        CREATE TRIGGER relay_only BEFORE UPDATE ON audit_events.dead_letters
-            FOR EACH ROW EXECUTE FUNCTION audit_events.refuse_dead_letter_change();
+        CREATE TRIGGER append_only BEFORE DELETE OR TRUNCATE OR UPDATE OF
+                dead_letter_id, stream_id, source_partition, source_offset, group_id, topic, reason, detail, sqlstate,
+                record_timestamp, record_key, payload, headers, payload_len_bytes, correlation_id, audit_id, created_at
+            ON audit_events.dead_letters FOR EACH STATEMENT EXECUTE FUNCTION audit_events.refuse_change();
     END IF;
 END $$;
+
+-- They run as their owner: for those who are named only.
+REVOKE EXECUTE ON FUNCTION audit_events.ensure_partition, audit_events.ensure_partitions_ahead FROM PUBLIC;
 
 -- The application's roles, where we may make them. A managed database may refuse: then grant by hand as below.
 DO $$
@@ -426,7 +485,6 @@ BEGIN
         GRANT UPDATE (relayed_at, relay_partition, relay_offset) ON audit_events.dead_letters TO audit_events_write;
         GRANT UPDATE (closed_at) ON audit_events.offset_gaps TO audit_events_write;
         GRANT UPDATE, DELETE ON audit_events.spool_ranges TO audit_events_write;
-        REVOKE EXECUTE ON FUNCTION audit_events.ensure_partition, audit_events.ensure_partitions_ahead FROM PUBLIC;
         GRANT EXECUTE ON FUNCTION audit_events.ensure_partition, audit_events.ensure_partitions_ahead
             TO audit_events_write;
     END IF;
@@ -434,4 +492,5 @@ BEGIN
         GRANT USAGE ON SCHEMA audit_events TO audit_events_read;
         GRANT SELECT ON ALL TABLES IN SCHEMA audit_events TO audit_events_read;
     END IF;
+    PERFORM audit_events.grant_as_parent(inhrelid) FROM pg_inherits WHERE inhparent = 'audit_events.events'::regclass;
 END $$;

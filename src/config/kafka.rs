@@ -110,7 +110,9 @@ impl KafkaConfig {
             ("max.poll.interval.ms", session_ms.max(300_000).to_string()),
             ("allow.auto.create.topics", "false".into()),
             ("topic.metadata.refresh.interval.ms", "5000".into()),
-            ("queued.max.messages.kbytes", "32768".into()),
+            // Small fetches of each partition in turn: large ones fill one lane while another has nothing to do.
+            ("max.partition.fetch.bytes", "262144".into()),
+            ("queued.max.messages.kbytes", "16384".into()),
             ("queued.min.messages", "50000".into()),
             ("fetch.wait.max.ms", "100".into()),
         ];

@@ -16,7 +16,7 @@ pub struct LoggingError(String);
 /// When a log was installed before.
 pub fn install(level: Level, as_json: bool) -> Result<(), LoggingError> {
     let own = level.as_str().to_lowercase();
-    let theirs = if level > Level::INFO { own.as_str() } else { "warn" };
+    let theirs = if level == Level::INFO { "warn" } else { own.as_str() };
     // rdkafka reports an error when it closes a consumer whose brokers are gone already: that is the normal end.
     let filter = EnvFilter::new(format!(
         "{theirs},audit_consumer={own},librdkafka={theirs},rdkafka::consumer::base_consumer=off"

@@ -117,6 +117,8 @@ pub(super) struct Lane {
     retry: RetryPolicy,
     retry_at: Option<Instant>,
     merge_first_count: u32,
+    /// The record that PostgreSQL refused when it stood alone; refused again, it becomes a dead letter.
+    refused_before: Option<(StreamPartition, Offset)>,
     verify_at: Instant,
     leaving: Option<Leaving>,
 }
@@ -147,6 +149,7 @@ impl Lane {
             retry: RetryPolicy::new(RETRY_FIRST, RETRY_MOST),
             retry_at: None,
             merge_first_count: 0,
+            refused_before: None,
             verify_at,
             leaving: None,
         }
@@ -555,6 +558,12 @@ impl Lane {
         }
         if batch.event_count() == 0 {
             self.broken(Some((batch, CommitPath::Merge)), &format!("a dead letter was refused: {error}"));
+            return;
+        }
+        // Once more before it is final: a time partition that was attached meanwhile refuses an open COPY (23514).
+        let place = batch.entries().first().and_then(|entry| Some((batch.part_of(entry)?.key, entry.offset)));
+        if self.refused_before != place {
+            self.refused_before = place;
             return;
         }
         self.queue.pop_front();

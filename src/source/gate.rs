@@ -14,7 +14,7 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(10);
 /// … and this often while none does.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How many chunks wait at the gate at most, before reading stops.
-pub(super) const GATE_COUNT: usize = 64;
+pub(super) const GATE_COUNT: usize = 32;
 
 /// Counts what came to the gate; a chunk with a ticket below an answer's has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -36,7 +36,9 @@ fn postgresql_that_crashes_under_load_costs_time_and_nothing_else() {
 #[test]
 fn kafka_that_restarts_under_load_costs_time_and_nothing_else() {
     let stack = Stack::private();
-    let scene = Scene::on(&stack, "kafkacrash", 6);
+    // Longer than the restart: a member whose session runs out joins as a new one, and Kafka then waits for the old
+    // one's session once more.
+    let scene = Scene::on(&stack, "kafkacrash", 6).set("KAFKA_SESSION_TIMEOUT_MS", "45000");
     let round_count = scaled(1, 3);
     let record_count = round_count * 40_000;
     let mut daemon = scene.daemon();
