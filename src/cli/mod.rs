@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, LogFormat, Settings};
+use crate::observe::Traces;
 use crate::store::{SessionPurpose, StoreError};
 use crate::{app, observe, store};
 
@@ -91,9 +92,6 @@ pub fn main() -> ExitCode {
     let command = arguments.command.unwrap_or(Command::Run);
     let is_daemon = matches!(command, Command::Run);
     let level = if is_daemon { config.process.log_level } else { tracing::Level::ERROR };
-    if let Err(error) = observe::install(level, config.process.log_format == LogFormat::Json) {
-        complain(&error.to_string());
-    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -101,7 +99,19 @@ pub fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
+    let traces = {
+        let _inside = runtime.enter();
+        Traces::from_environment().unwrap_or_else(|error| {
+            complain(&format!("{error}; going on without traces"));
+            Traces::default()
+        })
+    };
+    let as_json = config.process.log_format == LogFormat::Json;
+    if let Err(error) = observe::install(level, as_json, traces.tracer()) {
+        complain(&error.to_string());
+    }
     let outcome = runtime.block_on(execute(command, &config));
+    traces.shutdown();
     // Threads that still wait for Kafka or PostgreSQL must not hold the process.
     runtime.shutdown_background();
     match outcome {

@@ -1,28 +1,41 @@
-//! Log lines on standard error: RFC 3339 times in UTC, a constant message and fields.
+//! Log lines on standard error: RFC 3339 times in UTC, a constant message and fields. Spans go to the traces.
 
+use opentelemetry_sdk::trace::SdkTracer;
 use tracing::Level;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+
+/// The target of spans that are exported.
+pub const TRACE_TARGET: &str = "audit_consumer::trace";
 
 /// The log can't be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("install the log: {0}")]
 pub struct LoggingError(String);
 
-/// Sends log lines from `level` up to standard error, as JSON objects or as text. librdkafka's own lines come from
-/// WARN up, unless `level` is below INFO; what it says that matters is logged by us.
+/// Sends log lines from `level` up to standard error, as JSON objects or as text, and spans to `tracer`.
+/// librdkafka's own lines come from WARN up at INFO; what it says that matters is logged by us.
 ///
 /// # Errors
 /// When a log was installed before.
-pub fn install(level: Level, as_json: bool) -> Result<(), LoggingError> {
+pub fn install(level: Level, as_json: bool, tracer: Option<SdkTracer>) -> Result<(), LoggingError> {
     let own = level.as_str().to_lowercase();
     let theirs = if level == Level::INFO { "warn" } else { own.as_str() };
     // rdkafka reports an error when it closes a consumer whose brokers are gone already: that is the normal end.
+    // Spans are no log lines.
     let filter = EnvFilter::new(format!(
-        "{theirs},audit_consumer={own},librdkafka={theirs},rdkafka::consumer::base_consumer=off"
+        "{theirs},audit_consumer={own},{TRACE_TARGET}=off,librdkafka={theirs},rdkafka::consumer::base_consumer=off"
     ));
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    let installed = if as_json { lines.json().finish().try_init() } else { lines.finish().try_init() };
-    installed.map_err(|error| LoggingError(error.to_string()))
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = if as_json { lines.json().boxed() } else { lines.boxed() };
+    let spans = tracer.map(|tracer| {
+        let exported = Targets::new().with_target(TRACE_TARGET, LevelFilter::TRACE);
+        tracing_opentelemetry::layer().with_tracer(tracer).with_filter(exported)
+    });
+    tracing_subscriber::registry()
+        .with(spans)
+        .with(lines.with_filter(filter))
+        .try_init()
+        .map_err(|error| LoggingError(error.to_string()))
 }

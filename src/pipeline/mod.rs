@@ -28,6 +28,7 @@
 //! - The process dies anywhere: what was not committed is read again from the position; what was is not.
 
 pub mod board;
+mod claims;
 mod facts;
 mod lane;
 mod latency;
@@ -40,7 +41,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use self::board::{Board, DatabaseState, Hold, HoldCode, OwnedPartition, Phase};
+use self::board::{Board, HoldCode, OwnedPartition, Phase};
 use self::facts::LaneFacts;
 use self::lane::{GiveUp, Lane, LaneControl, LaneReport, LaneSettings};
 use crate::model::batch::BatchLimits;
@@ -49,19 +50,13 @@ use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::{Clock, Metrics};
 use crate::source::{
-    EVENT_QUEUE_COUNT, LANE_QUEUE_COUNT, Offer, Placement, SourceCommand, SourceEvent, SourceHandle,
-    SourceSettings,
+    EVENT_QUEUE_COUNT, LANE_QUEUE_COUNT, Placement, SourceCommand, SourceEvent, SourceHandle, SourceSettings,
 };
-use crate::store::{
-    Claim, ClaimAnswer, ClaimRequest, GapDeclaration, Session, SessionPurpose, StoreError, StoreSettings,
-    StreamIdentity,
-};
+use crate::store::{Claim, Session, SessionPurpose, StoreError, StoreSettings};
 
 /// How long we wait before we claim a partition again that another process claimed: longer than Kafka's
 /// heartbeat interval (3 s at most), by which a process that lost its partitions learns of it.
 pub const RECLAIM_AFTER: Duration = Duration::from_secs(4);
-/// How long a position must have been beyond the end before that is taken for final.
-const BEYOND_END_CONFIRMED_AFTER: Duration = Duration::from_secs(10);
 /// How long a batch under way may take when its partition is revoked.
 const REVOKE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long releasing claims may take.
@@ -260,261 +255,6 @@ impl Pipeline {
             SourceEvent::Reachable(is_reachable) => self.board.lock().is_kafka_reachable = Some(is_reachable),
             SourceEvent::Failed(reason) => tracing::error!(reason, "the kafka consumer failed for good"),
         }
-    }
-
-    /// Claims what is offered; one placement for each offer, in order.
-    async fn place(&mut self, offers: Vec<Offer>) -> Vec<Placement> {
-        let now = self.clock.monotonic();
-        let mut placements = vec![Placement::Hold; offers.len()];
-        let (mut indices, mut requests) = (Vec::new(), Vec::new());
-        for (index, offer) in offers.iter().enumerate() {
-            match self.request(offer, now) {
-                Ok(request) => {
-                    indices.push(index);
-                    requests.push(request);
-                }
-                Err((code, detail)) => self.hold(&offer.source, code, detail),
-            }
-        }
-        if requests.is_empty() {
-            return placements;
-        }
-        let answers = match self.claim(&requests).await {
-            Ok(answers) => answers,
-            Err(error) => {
-                let code = match error {
-                    StoreError::Misconfigured { .. } | StoreError::Unknown { .. } => {
-                        HoldCode::DatabaseMisconfigured
-                    }
-                    StoreError::Broken(_) => HoldCode::AccountBroken,
-                    StoreError::Unavailable { .. }
-                    | StoreError::Contended { .. }
-                    | StoreError::StatementTimeout(_)
-                    | StoreError::Refused { .. } => HoldCode::DatabaseUnavailable,
-                };
-                self.claim_failed(&error, code);
-                indices.iter().filter_map(|index| offers.get(*index)).for_each(|offer| {
-                    self.hold(&offer.source, code, error.to_string());
-                });
-                return placements;
-            }
-        };
-        for ((index, request), answer) in indices.into_iter().zip(&requests).zip(answers) {
-            let Some((offer, slot)) = offers.get(index).zip(placements.get_mut(index)) else { continue };
-            *slot = self.answered(&offer.source, request, answer).await;
-        }
-        placements
-    }
-
-    fn request(&self, offer: &Offer, now: Instant) -> Result<ClaimRequest, (HoldCode, String)> {
-        let description =
-            offer.description.as_ref().map_err(|why| (HoldCode::KafkaUnavailable, why.clone()))?;
-        // These do not go away by themselves: what was lost or broken must be looked at first. (An end that was
-        // told before another owner's last commit is behind the position for a moment only.)
-        let stays = |hold: &&Hold| match hold.code {
-            HoldCode::AccountBroken => true,
-            HoldCode::PositionBeyondEnd => {
-                now.saturating_duration_since(hold.since) >= BEYOND_END_CONFIRMED_AFTER
-            }
-            _ => false,
-        };
-        if let Some(hold) = self.board.lock().held.get(&offer.source).filter(stays) {
-            return Err((hold.code, hold.detail.clone()));
-        }
-        if self.claim_not_before.get(&offer.source).is_some_and(|at| *at > now) {
-            return Err((
-                HoldCode::ClaimedElsewhere,
-                "another process claimed it; waiting for kafka's word".into(),
-            ));
-        }
-        Ok(ClaimRequest {
-            stream: StreamIdentity {
-                cluster_id: Arc::clone(&description.cluster_id),
-                topic: Arc::clone(&offer.source.topic),
-                topic_id: description.topic_id,
-            },
-            partition: offer.source.partition,
-            low: description.low,
-            high: description.high,
-            initial: description.initial,
-        })
-    }
-
-    /// Claims on the loop's own session, within the claim time-out.
-    async fn claim(&mut self, requests: &[ClaimRequest]) -> Result<Vec<ClaimAnswer>, StoreError> {
-        let store = self.settings.store.clone();
-        let mut kept = self.session.take();
-        let claimed = async {
-            // A session that has gone stale while idle is found out here, and replaced once.
-            if let Some(session) = &mut kept
-                && let Ok(answers) = store.claim(session, requests).await
-            {
-                return Ok(answers);
-            }
-            let session = kept.insert(store.connect(SessionPurpose::Claim).await?);
-            store.claim(session, requests).await
-        };
-        let outcome =
-            tokio::time::timeout(self.settings.claim_timeout, claimed).await.unwrap_or_else(|elapsed| {
-                let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, elapsed));
-                Err(StoreError::Unavailable { sqlstate: "io".into(), source })
-            });
-        if outcome.is_ok() {
-            self.session = kept;
-            self.database_up();
-        }
-        outcome
-    }
-
-    async fn answered(
-        &mut self,
-        source: &Arc<TopicPartition>,
-        request: &ClaimRequest,
-        answer: ClaimAnswer,
-    ) -> Placement {
-        let group = self.settings.store.group.clone();
-        let (code, detail) = match answer {
-            ClaimAnswer::Granted(position) => return self.adopt(source, request, position).await,
-            ClaimAnswer::Recreated { known } => (
-                HoldCode::TopicRecreated,
-                format!(
-                    "topic {} on this cluster is not the stream {known} that group {group} stores; if it was \
-                     created again on purpose: audit-consumer offsets adopt --topic {} --reason WHY",
-                    source.topic, source.topic
-                ),
-            ),
-            ClaimAnswer::ForeignGroup { group: owner } => (
-                HoldCode::ForeignGroup,
-                format!(
-                    "topic {} is stored by group {owner} in this database; to go on as group {group}: audit-consumer \
-                     offsets adopt --topic {} --from-group {owner} --reason WHY",
-                    source.topic, source.topic
-                ),
-            ),
-            ClaimAnswer::BeyondEnd { position, high } => (
-                HoldCode::PositionBeyondEnd,
-                format!(
-                    "position {position} is beyond the end {high}: kafka has lost records that are stored here"
-                ),
-            ),
-            ClaimAnswer::RecordsDeleted { position, low } => {
-                self.declare_overdue_gap(source, request, low).await;
-                (
-                    HoldCode::RecordsDeleted,
-                    format!(
-                        "kafka has deleted the records from {position} to {low}; when nothing else holds them: \
-                         audit-consumer offsets declare-gap --topic {} --partition {} --reason WHY --yes",
-                        source.topic, source.partition
-                    ),
-                )
-            }
-        };
-        self.hold(source, code, detail);
-        Placement::Hold
-    }
-
-    async fn adopt(
-        &mut self,
-        source: &Arc<TopicPartition>,
-        request: &ClaimRequest,
-        position: crate::store::ClaimedPosition,
-    ) -> Placement {
-        let assignment = AssignmentId(self.next_assignment);
-        self.next_assignment += 1;
-        let lane_index = self.least_loaded_lane();
-        let claim = Claim { key: request.key(), epoch: position.epoch };
-        let Some(lane) = self.lanes.get(lane_index) else { return Placement::Hold };
-        if lane.send(LaneControl::Adopt { assignment, claim, position: position.next }).await.is_err() {
-            tracing::error!(lane_index, "a lane has ended; its partitions are held");
-            return Placement::Hold;
-        }
-        self.metrics.claimed("granted");
-        tracing::info!(partition = %source, position = %position.next, epoch = position.epoch.0, lane_index, "claimed");
-        let mut board = self.board.lock();
-        board.held.remove(source);
-        board.owned.insert(
-            assignment,
-            OwnedPartition {
-                source: Arc::clone(source),
-                key: claim.key,
-                epoch: claim.epoch,
-                lane_index,
-                position: position.next,
-                end: None,
-            },
-        );
-        Placement::Start { assignment, lane_index, position: position.next }
-    }
-
-    fn least_loaded_lane(&self) -> usize {
-        let board = self.board.lock();
-        let load = |index: usize| board.owned.values().filter(|owned| owned.lane_index == index).count();
-        (0..self.lanes.len()).min_by_key(|index| load(*index)).unwrap_or(0)
-    }
-
-    /// Declares the gap once it was waited for long enough.
-    async fn declare_overdue_gap(
-        &mut self,
-        source: &Arc<TopicPartition>,
-        request: &ClaimRequest,
-        low: Offset,
-    ) {
-        let now = self.clock.monotonic();
-        let is_overdue = self.board.lock().held.get(source).is_some_and(|hold| {
-            hold.code == HoldCode::RecordsDeleted
-                && now.saturating_duration_since(hold.since) >= self.settings.gap_wait
-        });
-        if !is_overdue {
-            return;
-        }
-        let Some(mut session) = self.session.take() else { return };
-        let gap = GapDeclaration {
-            key: request.key(),
-            low,
-            actor: "audit-consumer",
-            reason: "the records were deleted from kafka and GAP_WAIT_MS has passed",
-        };
-        match session.declare_gap(&self.settings.store.group, &gap).await {
-            Ok(range) => {
-                self.session = Some(session);
-                if let Some(range) = range {
-                    self.metrics.gap_declared();
-                    tracing::error!(partition = %source, %range, "a gap was declared: these records are lost to us");
-                }
-            }
-            Err(error) => tracing::warn!(%error, partition = %source, "the gap can't be declared now"),
-        }
-    }
-
-    /// Notes why a partition is not read; says so once.
-    fn hold(&self, source: &Arc<TopicPartition>, code: HoldCode, detail: String) {
-        self.metrics.claimed(code.as_str());
-        let mut board = self.board.lock();
-        let known = board.held.get(source).filter(|hold| hold.code == code);
-        let since = known.map_or_else(|| self.clock.monotonic(), |hold| hold.since);
-        if known.is_none() {
-            if code.needs_operator() {
-                tracing::error!(partition = %source, code = code.as_str(), detail, "the partition is halted");
-            } else {
-                tracing::warn!(partition = %source, code = code.as_str(), detail, "the partition is held");
-            }
-        }
-        board.held.insert(Arc::clone(source), Hold { code, detail, since });
-    }
-
-    fn claim_failed(&self, error: &StoreError, code: HoldCode) {
-        let mut board = self.board.lock();
-        board.database = match (&board.database, code) {
-            (_, HoldCode::DatabaseMisconfigured) => DatabaseState::Misconfigured { error: error.to_string() },
-            (DatabaseState::Down { since, .. }, _) => {
-                DatabaseState::Down { error: error.to_string(), since: *since }
-            }
-            _ => DatabaseState::Down { error: error.to_string(), since: self.clock.monotonic() },
-        };
-    }
-
-    fn database_up(&self) {
-        self.board.lock().database = DatabaseState::Up;
     }
 
     /// A lane gave a partition up by itself: the poll thread must read it again from its position.

@@ -19,4 +19,5 @@ mod outage;
 mod rebalance;
 mod records;
 mod scene;
+mod schema;
 mod streams;

@@ -119,3 +119,22 @@ fn sigterm_in_the_middle_of_a_commit_ends_within_the_deadline() {
     assert!(daemon.terminate(Duration::from_secs(10)).0.success());
     scene.verify().check(PLAN.totals(60_000));
 }
+
+#[test]
+fn spans_go_to_the_collector_that_the_environment_names() {
+    let scene = Scene::new("spans", 1);
+    let collector = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", collector.local_addr().unwrap());
+    scene.produce(&PLAN, 0, 100);
+    let mut daemon = scene.daemon_with(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "100"),
+    ]);
+    scene.wait_until_read(100, Duration::from_secs(30));
+    // What an HTTP/2 client sends first (RFC 9113, section 3.4).
+    let (mut connection, _) = collector.accept().unwrap();
+    let mut preface = [0; 16];
+    std::io::Read::read_exact(&mut connection, &mut preface).unwrap();
+    assert_eq!(&preface, b"PRI * HTTP/2.0\r\n");
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+}

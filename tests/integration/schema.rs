@@ -10,7 +10,8 @@ use crate::scene::Scene;
 /// Runs psql as the schema's owner; returns whether it succeeded and what it said.
 fn as_owner(scene: &Scene, args: &[&str]) -> (bool, String) {
     let url = scene.setting("DATABASE_URL");
-    let output = Command::new("psql").args(["-Xq", "-v", "ON_ERROR_STOP=1", "-d", url]).args(args).output().unwrap();
+    let output =
+        Command::new("psql").args(["-Xq", "-v", "ON_ERROR_STOP=1", "-d", url]).args(args).output().unwrap();
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
@@ -46,7 +47,9 @@ fn what_was_stored_is_append_only_for_its_owner_too() {
     scene.wait_until_read(300, Duration::from_secs(30));
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
     let partition = scene.sql("SELECT DISTINCT tableoid::regclass FROM audit_events.events LIMIT 1");
-    for table in ["audit_events.events", partition.as_str(), "audit_events.duplicates", "audit_events.dead_letters"] {
+    for table in
+        ["audit_events.events", partition.as_str(), "audit_events.duplicates", "audit_events.dead_letters"]
+    {
         for statement in [format!("DELETE FROM {table}"), format!("TRUNCATE {table}")] {
             let (is_done, said) = as_owner(&scene, &["-c", &statement]);
             assert!(!is_done && said.contains("append only"), "{statement}: {said}");
