@@ -31,7 +31,9 @@ demo-down: ## Stop what the demo started and remove its state
 
 test: setup ## Run every test on a real Kafka and a real PostgreSQL
 	$(STACK) up
-	settings=$$($(STACK) env); eval "$$settings"; cargo test --profile ci --locked
+	settings=$$($(STACK) env); eval "$$settings"; status=0; \
+	cargo test --profile ci --locked || status=$$?; \
+	STACK_DIR="$$STACK_DIR-private" $(STACK) down; exit $$status
 
 test-unit: ## Run the tests that need neither Kafka nor PostgreSQL
 	cargo test --profile ci --locked --lib

@@ -318,7 +318,15 @@ impl BatchBuilder {
     /// Whether the batch has reached a limit.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.entries.len() >= self.limits.record_count || self.payload.rows.len() >= self.limits.len_bytes
+        let is_large = self.entries.len() >= self.limits.record_count
+            || self.payload.rows.len() >= self.limits.len_bytes;
+        is_large && !self.is_empty()
+    }
+
+    /// Whether the batch has a share of `assignment`.
+    #[must_use]
+    pub fn contains(&self, assignment: AssignmentId) -> bool {
+        self.parts.iter().any(|part| part.assignment == assignment)
     }
 
     /// Adds `chunk` whole, decoding each record by `decode`, which appends an event's row to the rows.
@@ -410,7 +418,10 @@ impl BatchBuilder {
             return;
         }
         let Batch { payload, entries, parts, days } = self.take_unsorted().without(drop);
-        if let Ok(payload) = Arc::try_unwrap(payload) {
+        // Without parts nothing points into the payload any more: the builder stays the empty one that it is now.
+        if !parts.is_empty()
+            && let Ok(payload) = Arc::try_unwrap(payload)
+        {
             *self = Self { limits: self.limits, payload, entries, parts, days };
         }
     }

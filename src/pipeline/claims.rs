@@ -110,11 +110,12 @@ impl Pipeline {
             let session = kept.insert(store.connect(SessionPurpose::Claim).await?);
             store.claim(session, requests).await
         };
-        let outcome =
-            tokio::time::timeout(self.settings.claim_timeout, claimed).await.unwrap_or_else(|elapsed| {
-                let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, elapsed));
-                Err(StoreError::Unavailable { sqlstate: "io".into(), source })
-            });
+        let mut stop = self.is_stopping.clone();
+        let outcome = tokio::select! {
+            outcome = claimed => outcome,
+            () = tokio::time::sleep(self.settings.claim_timeout) => Err(StoreError::no_answer("claim")),
+            _ = stop.wait_for(|stop| *stop) => Err(StoreError::no_answer("claim before stopping")),
+        };
         if outcome.is_ok() {
             self.session = kept;
             self.database_up();
@@ -230,7 +231,9 @@ impl Pipeline {
             actor: "audit-consumer",
             reason: "the records were deleted from kafka and GAP_WAIT_MS has passed",
         };
-        match session.declare_gap(&self.settings.store.group, &gap).await {
+        let declared = session.declare_gap(&self.settings.store.group, &gap);
+        let in_time = tokio::time::timeout(self.settings.claim_timeout, declared).await;
+        match in_time.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("declare gap"))) {
             Ok(range) => {
                 self.session = Some(session);
                 if let Some(range) = range {

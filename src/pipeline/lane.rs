@@ -234,12 +234,30 @@ impl Lane {
         }
     }
 
-    /// Stops the work under way; what became of it at PostgreSQL is unknown, and the session is gone with it.
+    /// Stops the work under way; what became of it at PostgreSQL is unknown, and the session is gone with it. So is
+    /// its batch: of the partitions in it those that stay are given up, to be claimed and read again.
     fn abandon_work(&mut self) {
-        if let Some((task, ..)) = self.work.take() {
-            task.abort();
-            self.lose_session();
-            tracing::warn!(lane = self.index, "a commit under way was abandoned");
+        let Some((task, assignments, _)) = self.work.take() else { return };
+        task.abort();
+        self.lose_session();
+        tracing::warn!(lane = self.index, "a commit under way was abandoned");
+        let leaving = self.leaving.as_ref().map_or_else(Vec::new, |leaving| leaving.assignments.clone());
+        for assignment in assignments.into_iter().filter(|assignment| !leaving.contains(assignment)) {
+            if self.owned.contains_key(&assignment) {
+                self.give_up(assignment, GiveUp::PositionMoved);
+            }
+        }
+    }
+
+    /// Takes `batch` off the queue's front, where it stands unless its partitions were given up meanwhile.
+    fn take_front(&mut self, batch: &Batch) {
+        let is_same = |front: &Batch| {
+            front.parts().iter().any(|part| {
+                batch.parts().iter().any(|own| own.assignment == part.assignment && own.start == part.start)
+            })
+        };
+        if self.queue.front().is_some_and(is_same) {
+            self.queue.pop_front();
         }
     }
 
@@ -373,24 +391,25 @@ impl Lane {
     }
 
     fn settle(&mut self, done: WorkDone, elapsed: Duration) {
-        let WorkDone { session, seen, batch, outcome, default_count } = done;
+        let WorkDone { session, seen, has_adopted, was_tried, batch, outcome, default_count } = done;
         self.session = session;
         self.facts.worked(batch.is_some(), &outcome, (elapsed, default_count));
-        if let Some((batch, _)) = &batch {
+        if let Some((batch, _)) = batch.as_ref().filter(|(batch, _)| !batch.is_empty()) {
             // Back to the front; what follows takes it away if it was stored or is stale.
             self.queue.push_front(batch.clone());
         }
         if let Some((asked, positions)) = seen {
             self.compare(&asked, &positions);
+            let recorded = self.owned.values_mut().filter(|own| has_adopted && asked.contains(&own.claim));
+            recorded.for_each(|own| own.is_recorded = true);
         }
         match outcome {
             Ok(outcome) => {
                 self.database_is(DatabaseState::Up);
                 self.retry.reset();
-                self.owned.values_mut().for_each(|partition| partition.is_recorded = true);
                 match (outcome, batch) {
                     (Some(CommitOutcome::Committed { path, parts }), Some((batch, _))) => {
-                        self.queue.pop_front();
+                        self.take_front(&batch);
                         self.committed(&batch, &parts, path);
                     }
                     (Some(CommitOutcome::Stale(stale)), Some((batch, _))) => self.stale(&batch, &stale),
@@ -399,7 +418,8 @@ impl Lane {
             }
             Err(error) => {
                 self.lose_session();
-                self.failed(error, batch);
+                // What went wrong before the commit says nothing of the batch.
+                self.failed(error, batch.filter(|_| was_tried));
             }
         }
     }
@@ -456,6 +476,14 @@ impl Lane {
         }
     }
 
+    /// Whether chunks were taken that are neither stored nor in a batch any more. No way to this is known; a net.
+    fn has_lost_track(&self, assignment: AssignmentId) -> bool {
+        let is_ahead = self.owned.get(&assignment).is_some_and(|own| own.read_to > own.position);
+        let is_queued =
+            self.queue.iter().any(|batch| batch.parts().iter().any(|part| part.assignment == assignment));
+        is_ahead && !is_queued && !self.builder.contains(assignment)
+    }
+
     /// Compares what PostgreSQL holds with what we believe; PostgreSQL is right.
     fn compare(&mut self, asked: &[Claim], positions: &[(StreamPartition, crate::store::ClaimedPosition)]) {
         let mine: Vec<(AssignmentId, Claim, Offset)> = self
@@ -475,7 +503,11 @@ impl Lane {
                 Some(position) if position.epoch != claim.epoch => {
                     self.give_up(assignment, GiveUp::ClaimedElsewhere)
                 }
-                Some(position) if position.next == believed => {}
+                Some(position) if position.next == believed => {
+                    if self.has_lost_track(assignment) {
+                        self.give_up(assignment, GiveUp::Discontinuity);
+                    }
+                }
                 Some(position) if Some(position.next) == front_end => {
                     self.was_stored_before(claim.key, claim.epoch, position.next);
                 }

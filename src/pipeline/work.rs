@@ -35,6 +35,10 @@ pub(super) struct WorkDone {
     pub(super) session: Option<Session>,
     /// The claims that were looked up and what PostgreSQL holds for them; `None`: nothing was looked up.
     pub(super) seen: Option<(Vec<Claim>, Positions)>,
+    /// Whether the session was written into the rows of those claims.
+    pub(super) has_adopted: bool,
+    /// Whether the commit was tried: an error before it says nothing of the batch.
+    pub(super) was_tried: bool,
     /// The batch, and what became of it; without an outcome it was not tried, as a claim was lost or moved.
     pub(super) batch: Option<(Batch, CommitPath)>,
     /// How the commit ended, if it was tried.
@@ -47,7 +51,15 @@ impl Work {
     /// Does the work within `deadline`; a dropped future leaves the outcome unknown, as an error does.
     pub(super) async fn run(self, store: StoreSettings, deadline: Duration) -> WorkDone {
         let Self { session, claims, must_adopt, batch } = self;
-        let mut done = WorkDone { session: None, seen: None, batch, outcome: Ok(None), default_count: 0 };
+        let mut done = WorkDone {
+            session: None,
+            seen: None,
+            has_adopted: false,
+            was_tried: false,
+            batch,
+            outcome: Ok(None),
+            default_count: 0,
+        };
         let tried = timeout(deadline, done.attempt(&store, session, claims, must_adopt)).await;
         done.outcome = match tried {
             Ok(outcome) => outcome,
@@ -90,7 +102,9 @@ impl WorkDone {
         };
         if !claims.is_empty() {
             let positions = if is_new || must_adopt {
-                session.adopt_claims(&store.group, &claims).await?
+                let positions = session.adopt_claims(&store.group, &claims).await?;
+                self.has_adopted = true;
+                positions
             } else {
                 session.positions(&store.group, &claims).await?
             };
@@ -100,6 +114,7 @@ impl WorkDone {
         let outcome = match &self.batch {
             Some((batch, path)) if agrees => {
                 self.default_count = session.ensure_partitions(batch).await?;
+                self.was_tried = true;
                 Some(session.commit(&store.group, batch, *path).await?)
             }
             _ => None,

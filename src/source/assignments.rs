@@ -82,7 +82,7 @@ impl Assignments {
         }
         let granted = self.offer(consumer);
         // An empty list too: librdkafka waits for the call.
-        incremental_assign(consumer, &granted);
+        self.incremental_assign(consumer, &granted);
     }
 
     /// Offers the held partitions that are due, and assigns those that are granted.
@@ -91,7 +91,7 @@ impl Assignments {
         if self.held.iter().any(|held| held.offer_at <= now) {
             let granted = self.offer(consumer);
             if granted.count() > 0 {
-                incremental_assign(consumer, &granted);
+                self.incremental_assign(consumer, &granted);
             }
         }
     }
@@ -207,6 +207,26 @@ impl Assignments {
         self.generation += 1;
     }
 
+    /// Records of `source` can be read: the next gap starts a new count.
+    pub(super) fn forget_rereads(&mut self, source: &Arc<TopicPartition>) {
+        self.reread_counts.remove(source);
+    }
+
+    /// Assigns what was granted, and resumes it: librdkafka keeps a pause over an assignment. What it refuses to
+    /// assign is offered again.
+    fn incremental_assign(&mut self, consumer: &BaseConsumer<Context>, granted: &TopicPartitionList) {
+        if let Err(error) = consumer.incremental_assign(granted) {
+            tracing::error!(%error, "librdkafka refused to assign partitions; they are offered again");
+            let refused = sources(granted);
+            self.slots.retain(|slot| !refused.contains(&slot.source));
+            self.slots_changed();
+            let offer_at = self.clock.monotonic() + OFFER_INTERVAL;
+            self.held.extend(refused.into_iter().map(|source| Held { source, offer_at, trouble: None }));
+        } else if granted.count() > 0 {
+            incremental(consumer.resume(granted), "resume");
+        }
+    }
+
     /// The slot that `message` belongs to.
     pub(super) fn slot_of(&mut self, message: &BorrowedMessage<'_>) -> Option<&mut Slot> {
         let topic: *mut rd_kafka_topic_t = message.topic_ptr();
@@ -259,14 +279,6 @@ pub(super) fn list_of(slots: &[Slot]) -> TopicPartitionList {
         list.add_partition(&slot.source.topic, slot.source.partition.0);
     }
     list
-}
-
-/// Assigns, and resumes: whether a pause outlives an assignment is librdkafka's affair, so we do not rely on it.
-fn incremental_assign(consumer: &BaseConsumer<Context>, granted: &TopicPartitionList) {
-    incremental(consumer.incremental_assign(granted), "assign");
-    if granted.count() > 0 {
-        incremental(consumer.resume(granted), "resume");
-    }
 }
 
 fn incremental(result: rdkafka::error::KafkaResult<()>, action: &'static str) {

@@ -91,10 +91,12 @@ impl<T> Gate<T> {
         Some(answer.map(|ids| (ids, passing)))
     }
 
-    /// Takes the next item that `passing` lets through.
-    pub(super) fn pass(&mut self, passing: &Passing) -> Option<T> {
-        let (ticket, _) = self.waiting.front()?;
-        if *ticket < passing.0 { self.waiting.pop_front().map(|(_, item)| item) } else { None }
+    /// Takes the next item that `passing` lets through and `is_confirmed` agrees to. Items of one partition are
+    /// confirmed together, so they keep their order.
+    pub(super) fn pass(&mut self, passing: &Passing, is_confirmed: impl Fn(&T) -> bool) -> Option<T> {
+        let index =
+            self.waiting.iter().position(|(ticket, item)| *ticket < passing.0 && is_confirmed(item))?;
+        self.waiting.remove(index).map(|(_, item)| item)
     }
 }
 

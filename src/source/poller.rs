@@ -19,7 +19,7 @@ use super::context::Context;
 use super::gate::{GATE_COUNT, Gate};
 use super::native::{self, TopicId};
 use super::slots::{Appended, Slot};
-use super::{LaneQueues, OFFER_INTERVAL, SourceCommand, SourceEvent, SourceSettings};
+use super::{LaneQueues, SourceCommand, SourceEvent, SourceSettings};
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::Clock;
@@ -35,6 +35,8 @@ const BURST_COUNT: usize = 256;
 const STALL_BEFORE_PAUSE: Duration = Duration::from_millis(500);
 /// How long the thread sleeps between looks at a full lane.
 const STALL_SLEEP: Duration = Duration::from_millis(1);
+/// How long a topic's id may stay untold before its partitions are given up.
+const UNCONFIRMED_PATIENCE: Duration = Duration::from_secs(10);
 /// How soon a topic that is unknown to the brokers is complained of again.
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// How often ends and idle positions are looked at.
@@ -99,6 +101,7 @@ pub fn start(
         commands: receiver,
         looked_at: started_at,
         is_reachable: None,
+        unconfirmed: HashMap::new(),
         said: None,
         clock,
     };
@@ -146,6 +149,8 @@ struct Poller {
     commands: Receiver<SourceCommand>,
     looked_at: Instant,
     is_reachable: Option<bool>,
+    /// Topics of which the brokers told no id when they were asked last, and since when.
+    unconfirmed: HashMap<Arc<str>, Instant>,
     /// The error that was logged last, and when.
     said: Option<(RDKafkaErrorCode, Instant)>,
     clock: Clock,
@@ -215,6 +220,10 @@ impl Poller {
         let Some(slot) = state.slot_of(message) else { return };
         match slot.append(message) {
             Appended::Open => {}
+            Appended::Sound => {
+                let source = Arc::clone(&slot.source);
+                state.forget_rereads(&source);
+            }
             Appended::Full => {
                 if let Some(chunk) = slot.take() {
                     state.closed.push(chunk);
@@ -270,11 +279,8 @@ impl Poller {
             state.drop_assignment(&self.consumer, assignment);
         }
         self.gate.retain(|chunk| state.slot(chunk.assignment).is_some());
-        if state.slots.iter().any(|slot| !ids.contains_key(&*slot.source.topic)) {
-            // The broker was not sure of a topic: nothing passes on half an answer.
-            return;
-        }
-        while let Some(chunk) = self.gate.pass(&passing) {
+        drop_unconfirmed(&mut state, &self.consumer, &mut self.unconfirmed, &ids, now);
+        while let Some(chunk) = self.gate.pass(&passing, |chunk| ids.contains_key(&*chunk.source.topic)) {
             let lane_index = state.slot(chunk.assignment).map_or(0, |slot| slot.lane_index);
             if let Some(pending) = self.pending.get_mut(lane_index) {
                 pending.chunks.push_back(Arc::new(chunk));
@@ -349,6 +355,7 @@ impl Poller {
             return true;
         }
         let mut state = self.assignments.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut suspects = Vec::new();
         if let Ok(positions) = self.consumer.position() {
             for element in positions.elements() {
                 let KafkaOffset::Offset(position) = element.offset() else { continue };
@@ -356,12 +363,20 @@ impl Poller {
                     slot.source.partition.0 == element.partition() && *slot.source.topic == *element.topic()
                 });
                 if let Some((slot, position)) = found.zip(Offset::new(position)) {
+                    if slot.is_suspect && slot.next < position {
+                        // A control record behind damaged ones moves the position too: read again instead.
+                        suspects.push(slot.assignment);
+                        continue;
+                    }
                     let open = slot.take();
                     slot.advance(position);
                     let advanced = slot.take();
                     state.closed.extend(open.into_iter().chain(advanced));
                 }
             }
+        }
+        for assignment in suspects {
+            state.reread(&self.consumer, assignment);
         }
         let ends: Vec<(AssignmentId, Offset)> = state
             .slots
@@ -395,8 +410,9 @@ impl Poller {
             }
             RDKafkaErrorCode::OperationTimedOut => {}
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
-                tracing::warn!(%code, "a position is outside of what kafka has; looking which");
-                self.drop_out_of_range();
+                // The error names no partition and librdkafka reads that one no more: claim and read all again.
+                tracing::warn!(%code, "a position is outside of what kafka has; every partition is looked at again");
+                self.drop_all();
             }
             RDKafkaErrorCode::UnknownTopicOrPartition
             | RDKafkaErrorCode::UnknownTopic
@@ -429,19 +445,12 @@ impl Poller {
         !is_repeated
     }
 
-    /// After an error that names no partition: gives up those whose position Kafka no longer has, so that they
-    /// are described and offered again.
-    fn drop_out_of_range(&mut self) {
-        self.close_chunks();
-        let mut state = self.assignments.lock().unwrap_or_else(PoisonError::into_inner);
-        let positions: Vec<(AssignmentId, Arc<TopicPartition>, Offset)> =
-            state.slots.iter().map(|slot| (slot.assignment, Arc::clone(&slot.source), slot.next)).collect();
-        for (assignment, source, next) in positions {
-            let client = self.consumer.client();
-            match client.fetch_watermarks(&source.topic, source.partition.0, OFFER_INTERVAL) {
-                Ok((low, high)) if (low..=high).contains(&next.as_i64()) => {}
-                _ => state.drop_assignment(&self.consumer, assignment),
-            }
+    /// Gives every assignment up, so that each is described, claimed and read again from its position.
+    fn drop_all(&mut self) {
+        let mut state = self.state();
+        let assignments: Vec<AssignmentId> = state.slots.iter().map(|slot| slot.assignment).collect();
+        for assignment in assignments {
+            state.drop_assignment(&self.consumer, assignment);
         }
     }
 
@@ -461,6 +470,34 @@ impl Poller {
             && let Err(error) = self.consumer.commit(&list, mode)
         {
             tracing::debug!(%error, "the mirror of the positions was not sent to kafka");
+        }
+    }
+}
+
+/// A topic of which the broker tells no id (a right that was taken away, say) holds only itself up; after a while
+/// its assignments are given up, and the next offer says what is wrong.
+fn drop_unconfirmed(
+    state: &mut Assignments,
+    consumer: &BaseConsumer<Context>,
+    unconfirmed: &mut HashMap<Arc<str>, Instant>,
+    ids: &HashMap<String, TopicId>,
+    now: Instant,
+) {
+    unconfirmed.retain(|topic, _| !ids.contains_key(&**topic));
+    for topic in state.topics().into_iter().filter(|topic| !ids.contains_key(&**topic)) {
+        let since = *unconfirmed.entry(Arc::clone(&topic)).or_insert(now);
+        if now.saturating_duration_since(since) < UNCONFIRMED_PATIENCE {
+            continue;
+        }
+        unconfirmed.remove(&topic);
+        tracing::warn!(
+            topic = &*topic,
+            "the brokers do not tell the topic's id; its partitions are given up"
+        );
+        let slots = state.slots.iter().filter(|slot| slot.source.topic == topic);
+        let assignments: Vec<AssignmentId> = slots.map(|slot| slot.assignment).collect();
+        for assignment in assignments {
+            state.drop_assignment(consumer, assignment);
         }
     }
 }

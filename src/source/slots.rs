@@ -36,6 +36,8 @@ pub(super) struct Slot {
 pub(super) enum Appended {
     /// Go on.
     Open,
+    /// The first record after an error continues the ones before: nothing is missing.
+    Sound,
     /// The open chunk is large enough.
     Full,
     /// Offsets are missing right after an error: read again from this slot's position.
@@ -70,14 +72,18 @@ impl Slot {
         if absent_before > 0 && self.is_suspect {
             return Appended::Suspect;
         }
-        self.is_suspect = false;
+        let was_suspect = std::mem::take(&mut self.is_suspect);
         let chunk = self.open_chunk();
         let record = record_of(message, offset, absent_before, &mut chunk.arena);
         chunk.records.push(record);
         chunk.end = offset.next();
         let is_full = chunk.arena.len() >= CHUNK_LEN_BYTES || chunk.records.len() >= CHUNK_RECORD_COUNT;
         self.next = offset.next();
-        if is_full { Appended::Full } else { Appended::Open }
+        match (is_full, was_suspect) {
+            (true, _) => Appended::Full,
+            (false, true) => Appended::Sound,
+            (false, false) => Appended::Open,
+        }
     }
 
     /// Moves the position over offsets that hold no record, up to `end`.

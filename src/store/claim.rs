@@ -168,6 +168,8 @@ impl StoreSettings {
              SELECT $1, $2, $3, start_offset, start_offset \
                FROM (SELECT CASE WHEN EXISTS (SELECT FROM audit_events.streams \
                                                WHERE topic = $4 AND group_id = $1 AND retired_at IS NOT NULL) \
+                                   OR EXISTS (SELECT FROM audit_events.consumer_offsets \
+                                               WHERE group_id = $1 AND stream_id = $2 AND claimed_at < now()) \
                                  THEN $5::bigint ELSE $6::bigint END AS start_offset) AS s \
              ON CONFLICT (group_id, stream_id, partition) DO NOTHING",
         )
@@ -175,7 +177,8 @@ impl StoreSettings {
         .bind(key.stream.0)
         .bind(key.partition.0)
         .bind(&*request.stream.topic)
-        // A stream that was adopted in the place of another starts at its low watermark, whatever the reset is.
+        // Whatever the reset is, only a new group may start at the end: not a stream that was adopted in the place of
+        // another, and not a partition that comes later to a stream which the group reads.
         .bind(request.low.as_i64())
         .bind(request.initial.as_i64())
         .execute(&mut *connection)

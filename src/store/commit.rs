@@ -77,6 +77,9 @@ impl Session {
         batch: &Batch,
         path: CommitPath,
     ) -> Result<CommitOutcome, StoreError> {
+        if batch.is_empty() {
+            return Ok(CommitOutcome::Committed { path, parts: Vec::new() });
+        }
         let unbalanced = batch.parts().iter().find(|part| !part.is_balanced());
         if let Some(part) = unbalanced {
             return Err(StoreError::Broken(format!("a batch does not add up before the commit: {part:?}")));

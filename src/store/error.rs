@@ -6,7 +6,7 @@
 //! | 40001, 40P01, 55P03 | [`StoreError::Contended`] | retry with jitter |
 //! | 57014 | [`StoreError::StatementTimeout`] | halve the batch; a single record: an outage |
 //! | 22, 23, 54 | [`StoreError::Refused`] | merge path or halve the batch |
-//! | 42, 28, 3D | [`StoreError::Misconfigured`] | not ready, named; nothing becomes a dead letter |
+//! | 42, 28, 3D; 23502, 23503, and 23514 that names no constraint (no partition for the row) | [`StoreError::Misconfigured`] | not ready, named; nothing becomes a dead letter |
 //! | anything else | [`StoreError::Unknown`] | hold the partition, named; nothing becomes a dead letter |
 
 /// What an edge to PostgreSQL may answer but success. Variants by what the caller does next.
@@ -118,7 +118,11 @@ impl From<sqlx::Error> for StoreError {
                 _ => Self::Unknown { sqlstate: "none".into(), source },
             };
         };
+        let names_constraint = source.as_database_error().is_some_and(|error| error.constraint().is_some());
         match (sqlstate.as_str(), sqlstate.get(..2).unwrap_or_default()) {
+            // The schema is not ours any more, or a time partition was attached under an open COPY: no record's fault.
+            ("23502" | "23503", _) => Self::Misconfigured { sqlstate, source },
+            ("23514", _) if !names_constraint => Self::Misconfigured { sqlstate, source },
             ("57P01" | "57P02" | "57P03" | "25006", _) | (_, "08" | "53" | "58") => {
                 Self::Unavailable { sqlstate, source }
             }

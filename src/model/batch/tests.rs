@@ -81,6 +81,17 @@ fn a_chunk_that_does_not_continue_the_batch_is_refused() {
 }
 
 #[test]
+fn a_full_builder_that_loses_its_partitions_is_empty_and_not_full() {
+    let mut builder = BatchBuilder::new(BatchLimits { record_count: 100, len_bytes: 16 });
+    builder.push(&chunk(0, 1, &[0, 0, 0], 0), key(0), Epoch(1), decode).unwrap();
+    assert!(builder.is_full());
+    builder.remove(|_| true);
+    assert!(builder.is_empty() && !builder.is_full());
+    builder.push(&chunk(1, 1, &[0], 0), key(1), Epoch(1), decode).unwrap();
+    check(&builder.take());
+}
+
+#[test]
 fn a_batch_of_absent_offsets_alone_moves_the_position() {
     let batch = build(&[chunk(0, 5, &[], 4)]);
     check(&batch);

@@ -93,7 +93,7 @@ impl Lane {
             self.refused_before = place;
             return;
         }
-        self.queue.pop_front();
+        self.take_front(&batch);
         let letter = DeadLetter {
             rejection: Rejection::new(RejectionCode::RefusedByDatabase, error.to_string()),
             sqlstate: Some(sqlstate.to_owned()),
@@ -104,7 +104,7 @@ impl Lane {
     }
 
     fn split_front(&mut self, batch: Batch) {
-        self.queue.pop_front();
+        self.take_front(&batch);
         match batch.clone().split() {
             Some((first, second)) => {
                 self.queue.push_front(second);
@@ -120,7 +120,7 @@ impl Lane {
             tracing::error!(lane = self.index, reason, "the account is broken");
             return;
         };
-        self.queue.pop_front();
+        self.take_front(&batch);
         if let [only] = batch.parts() {
             tracing::error!(lane = self.index, partition = %only.key, reason, "the account is broken; the partition stops");
             self.give_up(only.assignment, GiveUp::Broken(reason.to_owned()));
