@@ -65,3 +65,35 @@ fn a_daemon_that_is_stopped_in_a_copy_is_replaced_refused_and_recovers() {
     }
     scene.verify().check(PLAN.totals(record_count));
 }
+
+#[test]
+fn a_commit_that_is_abandoned_for_one_partition_is_read_again_for_the_others() {
+    let scene = Scene::new("abandoned", 4).set("LANES", "1").set("BATCH_LINGER_MS", "1000");
+    scene.produce(&PLAN, 0, 8_000);
+    // The time partition is there before the lock, so that the COPY is what waits.
+    let mut first = scene.daemon();
+    scene.wait_until_read(8_000, Duration::from_secs(30));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            scene.sql(
+                "BEGIN; LOCK TABLE audit_events.events IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(14); COMMIT",
+            );
+        });
+        let locked = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted \
+                      AND relation = 'audit_events.events'::regclass";
+        wait_for("the lock", Duration::from_secs(10), || scene.number(locked) > 0);
+        // Few enough for one batch: nothing comes after it that would show that it is missing.
+        scene.produce(&PLAN, 8_000, 8_040);
+        let mut second = scene.daemon();
+        // Kafka takes two partitions away; the commit of all four does not end in time.
+        wait_for("the commit is abandoned", Duration::from_secs(20), || {
+            first.log_text().contains("a commit under way was abandoned")
+        });
+        // Nothing more is produced: what was in the abandoned batch must be stored all the same.
+        scene.wait_until_read(8_040, Duration::from_secs(40));
+        for daemon in [&mut first, &mut second] {
+            assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+        }
+    });
+    scene.verify().check(PLAN.totals(8_040));
+}
