@@ -32,15 +32,15 @@ demo-down: ## Stop what the demo started and remove its state
 test: setup ## Run every test on a real Kafka and a real PostgreSQL
 	$(STACK) up
 	settings=$$($(STACK) env); eval "$$settings"; status=0; \
-	cargo test --profile ci --locked || status=$$?; \
+	cargo test --profile ci --all-features --locked || status=$$?; \
 	STACK_DIR="$$STACK_DIR-private" $(STACK) down; exit $$status
 
 test-unit: ## Run the tests that need neither Kafka nor PostgreSQL
-	cargo test --profile ci --locked --lib
+	cargo test --profile ci --all-features --locked --lib
 
 lint: ## Check format and lints, with warnings denied
 	cargo fmt --check
-	cargo clippy --profile ci --all-targets --locked -- -D warnings
+	cargo clippy --profile ci --all-targets --all-features --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
 		shellcheck -x .ci/run $$(grep -lE '^#!.*\b(ba)?sh\b' deploy/local/*); \
 	else \

@@ -12,9 +12,11 @@ use crate::config::Config;
 use crate::http::Http;
 use crate::model::batch::BatchLimits;
 use crate::model::decode::{AssumeUtc, DecodeRules};
+use crate::observe::board::Board;
 use crate::observe::{Clock, Metrics};
-use crate::pipeline::board::Board;
+use crate::outlet::OutletSettings;
 use crate::pipeline::{Pipeline, PipelineSettings};
+use crate::relay::{Relay, RelaySettings};
 use crate::source::{OffsetReset, SourceSettings};
 use crate::store::StoreSettings;
 
@@ -26,6 +28,12 @@ pub fn store_settings(config: &Config) -> anyhow::Result<StoreSettings> {
     let timeouts = (config.database.statement_timeout, config.database.lock_timeout);
     StoreSettings::new(config.database.url.reveal(), &config.kafka.group, Uuid::new_v4(), timeouts)
         .context("read DATABASE_URL")
+}
+
+/// Kafka for dead letters, as `config` says.
+#[must_use]
+pub fn outlet_settings(config: &Config) -> OutletSettings {
+    OutletSettings::new(config.kafka.connection_properties(), &config.kafka.group)
 }
 
 fn pipeline_settings(config: &Config, store: StoreSettings) -> PipelineSettings {
@@ -49,6 +57,7 @@ fn pipeline_settings(config: &Config, store: StoreSettings) -> PipelineSettings 
         statement_timeout: config.database.statement_timeout,
         shutdown_deadline: config.process.shutdown_deadline,
         gap_wait: config.database.gap_wait,
+        breaker: config.letters.breaker,
     }
 }
 
@@ -67,9 +76,17 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     })?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let settings = pipeline_settings(config, store_settings(config)?);
+    let store = store_settings(config)?;
+    let relay = RelaySettings {
+        store: store.clone(),
+        outlet: outlet_settings(config),
+        format: config.letters.format,
+    };
+    let settings = pipeline_settings(config, store);
     let pipeline =
         Pipeline::start(settings, board.clone(), (Arc::clone(&metrics), clock.clone()), stopped.clone())?;
+    let relay = Relay::new(relay, board.clone(), (Arc::clone(&metrics), clock.clone()));
+    let relay = tokio::spawn(relay.run(stopped.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), group = config.kafka.group, %address, "started");
     let http = tokio::spawn(Http::new(board, metrics, clock).serve(listener, stopped));
     let pipeline = pipeline.run();
@@ -82,6 +99,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     // Whether the pipeline ended by itself or was told to, the HTTP side stops now.
     stop.send_replace(true);
     http.abort();
+    // What it has under way is left to the next leader.
+    relay.abort();
     Ok(outcome?)
 }
 

@@ -6,7 +6,7 @@
 //! | `/livez` | 200 while the poll thread turns; never depends on PostgreSQL |
 //! | `/readyz` | 200 while records are stored or an outage is waited out; 503 before Kafka has answered, while an operator must act, and while stopping |
 //! | `/healthz` | the same as `/livez` |
-//! | `/status` | JSON: guarantee, partitions with epochs, positions and lags, holds, database, totals |
+//! | `/status` | JSON: guarantee, partitions with epochs, positions and lags, holds, database, relay, totals |
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,8 +20,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::observe::board::{Board, BoardState, DatabaseState, Phase, RelayRole};
 use crate::observe::{Clock, LagSample, Metrics};
-use crate::pipeline::board::{Board, BoardState, DatabaseState, Phase};
 
 /// How long the poll thread may be silent before the process counts as dead: longer than a rebalance callback
 /// in which Kafka and PostgreSQL both run into their time-outs.
@@ -102,6 +102,7 @@ impl Http {
                 lag_records: owned.lag(),
             })
             .collect();
+        self.metrics.set_relay(&board.relay);
         self.metrics.set_state(state);
         self.metrics.set_up(is_database_up, board.is_kafka_reachable == Some(true));
         self.metrics.set_partitions(&owned, board.held.values().map(|hold| hold.code.as_str()));
@@ -131,6 +132,12 @@ impl Http {
                 readiness.notes.push(format!("halted: postgresql refuses us: {error}"));
             }
             DatabaseState::Unknown | DatabaseState::Up => {}
+        }
+        if let Some(trouble) = &board.relay.trouble {
+            let text = &trouble.text;
+            readiness
+                .notes
+                .push(format!("degraded: dead letters wait in postgresql, nothing is lost: {text}"));
         }
         for (source, hold) in &board.held {
             readiness.is_ready &= !hold.code.needs_operator();
@@ -227,6 +234,17 @@ fn status_json(board: &BoardState, now: Instant) -> Value {
             "events": board.totals.events,
             "duplicates": board.totals.duplicates,
             "dead_letters": board.totals.dead_letters,
+        },
+        "relay": {
+            "role": match board.relay.role {
+                RelayRole::Leader => "leader",
+                RelayRole::Follower => "follower",
+            },
+            "waiting": board.relay.waiting_count,
+            "oldest_age_seconds": board.relay.oldest_age_seconds,
+            "trouble": board.relay.trouble.as_ref().map(|trouble| json!({
+                "text": trouble.text, "seconds": seconds_since(trouble.since),
+            })),
         },
         "latency_ms": {
             "p50": board.latencies.percentile_ms(50),

@@ -11,9 +11,9 @@
 //! | row | modules |
 //! | --- | --- |
 //! | 0 | [`model`] |
-//! | 1 | [`config`], [`observe`] |
-//! | 2 | [`source`], [`store`] |
-//! | 3 | [`pipeline`] |
+//! | 1 | [`config`], `failpoint`, `native`, [`observe`] |
+//! | 2 | [`outlet`], [`source`], [`store`] |
+//! | 3 | [`pipeline`], [`relay`] |
 //! | 4 | [`http`] |
 //! | 5 | [`app`] |
 //! | 6 | [`cli`] |
@@ -21,9 +21,13 @@
 pub mod app;
 pub mod cli;
 pub mod config;
+mod failpoint;
 pub mod http;
 pub mod model;
+mod native;
 pub mod observe;
+pub mod outlet;
 pub mod pipeline;
+pub mod relay;
 pub mod source;
 pub mod store;

@@ -5,8 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rows of the table in `src/lib.rs`: a module imports only from rows above its own, never from its own row.
-const ROWS: &[&[&str]] =
-    &[&["model"], &["config", "observe"], &["source", "store"], &["pipeline"], &["http"], &["app"], &["cli"]];
+const ROWS: &[&[&str]] = &[
+    &["model"],
+    &["config", "failpoint", "native", "observe"],
+    &["outlet", "source", "store"],
+    &["pipeline", "relay"],
+    &["http"],
+    &["app"],
+    &["cli"],
+];
 
 /// What `model` never names.
 const IMPURE: &[&str] = &[
@@ -112,8 +119,5 @@ fn unsafe_code_stands_in_one_file() {
         .filter(|(_, _, text)| text.contains("unsafe {"))
         .map(|(_, path, _)| path)
         .collect();
-    assert!(
-        matches!(with_unsafe.as_slice(), [only] if only.ends_with("source/native.rs")),
-        "{with_unsafe:?}"
-    );
+    assert!(matches!(with_unsafe.as_slice(), [only] if only.ends_with("src/native.rs")), "{with_unsafe:?}");
 }

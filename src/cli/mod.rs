@@ -2,6 +2,8 @@
 //! configuration; 3 what had to be asked could not be reached.
 
 mod check;
+#[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
+pub mod dlq;
 mod emit;
 mod healthcheck;
 pub mod offsets;
@@ -50,6 +52,9 @@ enum Command {
     /// Look at positions, adopt a topic that was created again, declare a gap.
     #[command(subcommand)]
     Offsets(offsets::OffsetsCommand),
+    /// Look at dead letters, send them back, give them up, close a breaker.
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
     /// Prove the account: counters against rows, holes and overlaps, positions against Kafka.
     Verify(verify::VerifyArgs),
 }
@@ -79,6 +84,7 @@ impl From<ExitStatus> for ExitCode {
 
 /// Reads the arguments, does what they say.
 pub fn main() -> ExitCode {
+    crate::failpoint::set_up();
     let arguments = Arguments::parse();
     let config = match Config::resolve(&arguments.settings) {
         Ok(config) => config,
@@ -137,6 +143,10 @@ async fn execute(command: Command, config: &Config) -> anyhow::Result<ExitStatus
         Command::Offsets(command) => {
             let store = app::store_settings(config)?;
             offsets::run(&command, &store, &config.kafka.connection_properties(), &mut out).await
+        }
+        Command::Dlq(command) => {
+            let store = app::store_settings(config)?;
+            dlq::run(&command, &store, &app::outlet_settings(config), &mut out).await
         }
         Command::Verify(args) => {
             let store = app::store_settings(config)?;

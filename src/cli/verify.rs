@@ -1,13 +1,17 @@
 //! `verify`: the account, proven from PostgreSQL and Kafka. Changes nothing.
 
+mod letters;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
 
 use serde_json::{Value, json};
 
+use self::letters::Letters;
 use super::ExitStatus;
 use super::table::{Cell, Table, with_thousands};
 use crate::model::position::{Offset, Partition, StreamId, StreamPartition};
+use crate::outlet::OutletSettings;
 use crate::source::Lookup;
 use crate::store::{
     Account, AccountScope, FateCounts, Finding, FindingCode, PartitionAccount, SessionPurpose, StoreError,
@@ -26,7 +30,7 @@ pub struct VerifyArgs {
     /// Verify only this topic
     #[arg(long, value_name = "TOPIC")]
     pub topic: Option<String>,
-    /// Do not compare the positions with Kafka
+    /// Do not compare positions and dead letters with Kafka
     #[arg(long)]
     pub no_kafka: bool,
 }
@@ -50,6 +54,7 @@ enum KafkaAnswer {
 struct Report {
     account: Account,
     kafka: KafkaAnswer,
+    letters: Letters,
     /// By the partition's place in the account.
     findings: Vec<(usize, Finding)>,
 }
@@ -117,7 +122,16 @@ async fn report(
         let (properties, sources) = (kafka_properties.to_vec(), sources_of(&account));
         tokio::task::spawn_blocking(move || ask_kafka(&properties, &sources)).await?
     };
-    let mut report = Report::new(account, kafka);
+    let letters = if args.no_kafka || matches!(kafka, KafkaAnswer::Silent(_)) {
+        Letters::default()
+    } else {
+        let outlet = OutletSettings::new(kafka_properties.to_vec(), &store.group);
+        match Letters::compare(&account, store, &outlet).await? {
+            Ok(letters) => letters,
+            Err(error) => return Ok(Err(error)),
+        }
+    };
+    let mut report = Report::new(account, kafka, letters);
     // A daemon may have read on before Kafka deleted what was still ahead in the snapshot: look again.
     if report.findings.iter().any(|(_, finding)| finding.code == FindingCode::RecordsDeleted) {
         match read_positions(store).await {
@@ -192,8 +206,8 @@ pub(super) fn watermarks(
 }
 
 impl Report {
-    fn new(account: Account, kafka: KafkaAnswer) -> Self {
-        let mut report = Self { account, kafka, findings: Vec::new() };
+    fn new(account: Account, kafka: KafkaAnswer, letters: Letters) -> Self {
+        let mut report = Self { account, kafka, letters, findings: Vec::new() };
         let mut findings = Vec::new();
         for (index, partition) in report.account.partitions.iter().enumerate() {
             findings.extend(partition.findings().into_iter().map(|finding| (index, finding)));
@@ -201,6 +215,8 @@ impl Report {
                 let in_kafka = partition.findings_in_kafka(low, end);
                 findings.extend(in_kafka.into_iter().map(|finding| (index, finding)));
             }
+            let of_letters = report.letters.findings.iter().filter(|(key, _)| *key == partition.key);
+            findings.extend(of_letters.map(|(_, finding)| (index, finding.clone())));
         }
         report.findings = findings;
         report
@@ -290,6 +306,7 @@ impl Report {
                 "dead_letters_by_reason": self.account.dead_letters_by_reason,
                 "absent": totals.absent, "gaps": totals.gaps, "lag": totals.lag,
             },
+            "letters": self.letters.to_json(),
             "kafka": {"reachable": is_reachable, "reason": reason},
             "partitions": self.account.partitions.iter().map(|p| self.partition_json(p)).collect::<Vec<_>>(),
             "findings": findings,
@@ -350,6 +367,9 @@ impl Report {
                 let lag = totals.lag.map_or_else(|| "unknown".into(), with_thousands);
                 writeln!(out, "lag to kafka's end, in offsets: {lag}")?;
             }
+        }
+        for line in self.letters.lines() {
+            writeln!(out, "{line}")?;
         }
         self.write_notes_and_findings(out)
     }

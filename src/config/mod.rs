@@ -16,6 +16,8 @@ pub use kafka::{KafkaConfig, TopicSelection};
 pub use parse::Secret;
 pub use settings::Settings;
 
+use crate::model::breaker::BreakerRule;
+use crate::model::dead_letter::LetterFormat;
 use parse::Reader;
 
 /// A setting whose value can't be used.
@@ -55,6 +57,8 @@ pub struct Config {
     pub batch: BatchConfig,
     /// Decoding.
     pub event: EventConfig,
+    /// Dead letters.
+    pub letters: LetterConfig,
     /// The process itself.
     pub process: ProcessConfig,
     shown: Vec<ShownSetting>,
@@ -101,6 +105,15 @@ pub struct EventConfig {
     pub assume_utc: bool,
     /// `MAX_EVENT_BYTES`.
     pub payload_max_len_bytes: usize,
+}
+
+/// What becomes of records that are no events.
+#[derive(Debug, Clone, Copy)]
+pub struct LetterConfig {
+    /// `DLQ_FORMAT`.
+    pub format: LetterFormat,
+    /// `DLQ_BREAKER_SHARE` and `DLQ_BREAKER_WINDOW`.
+    pub breaker: BreakerRule,
 }
 
 /// Where the process listens, logs and keeps files, and how it stops.
@@ -173,6 +186,28 @@ impl Config {
                     "512KiB",
                     1 << 10..=16 << 20,
                 ),
+            },
+            letters: LetterConfig {
+                format: reader.one_of(
+                    "DLQ_FORMAT",
+                    &settings.dlq_format,
+                    "raw",
+                    &[("raw", LetterFormat::Raw), ("envelope", LetterFormat::Envelope)],
+                ),
+                breaker: BreakerRule {
+                    share_percent: reader.number(
+                        "DLQ_BREAKER_SHARE",
+                        &settings.dlq_breaker_share,
+                        "50",
+                        0..=100,
+                    ),
+                    window_count: reader.number(
+                        "DLQ_BREAKER_WINDOW",
+                        &settings.dlq_breaker_window,
+                        "1000",
+                        1..=1_000_000_000,
+                    ),
+                },
             },
             process: Self::process(settings, &mut reader),
             shown: Vec::new(),

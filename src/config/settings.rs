@@ -64,6 +64,15 @@ pub struct Settings {
     /// Take a time without a zone as UTC instead of rejecting it [default: false]
     #[arg(long, global = true, env = "ASSUME_UTC", value_name = "true|false", hide_env_values = true)]
     pub assume_utc: Option<String>,
+    /// The value of a dead letter's record: the original bytes, or a JSON object around them [default: raw]
+    #[arg(long, global = true, env = "DLQ_FORMAT", value_name = "raw|envelope", hide_env_values = true)]
+    pub dlq_format: Option<String>,
+    /// A partition stops when more of its latest records than this, in percent, are dead letters; 100: never [default: 50]
+    #[arg(long, global = true, env = "DLQ_BREAKER_SHARE", value_name = "PERCENT", hide_env_values = true)]
+    pub dlq_breaker_share: Option<String>,
+    /// ... of at least so many records [default: 1000]
+    #[arg(long, global = true, env = "DLQ_BREAKER_WINDOW", value_name = "N", hide_env_values = true)]
+    pub dlq_breaker_window: Option<String>,
     /// How long a time partition of events is; used by migrate [default: month]
     #[arg(
         long,

@@ -1,10 +1,12 @@
-//! The pure core: positions, decoding, events, batches, retry policy.
+//! The pure core: positions, decoding, events, batches, dead letters, retry policy.
 //!
 //! Promises: every function is total and depends on its arguments alone. Never here: tokio, rdkafka, sqlx,
 //! the file system, the environment, a clock, randomness, tracing (`tests/architecture.rs` keeps this).
 
 pub mod backoff;
 pub mod batch;
+pub mod breaker;
+pub mod dead_letter;
 pub mod decode;
 pub mod event;
 mod json;

@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
+use super::board::{RelayRole, RelayState};
 use crate::model::rejection::RejectionCode;
 
 const PREFIX: &str = "audit_consumer";
@@ -64,6 +65,12 @@ pub struct Metrics {
     partitions_held: IntGaugeVec,
     position: IntGaugeVec,
     lag: IntGaugeVec,
+    relay_leader: IntGauge,
+    relay_waiting: IntGauge,
+    relay_oldest: Gauge,
+    relay_stuck: IntGauge,
+    relay_failures: IntCounterVec,
+    breakers_opened: IntCounter,
 }
 
 macro_rules! make {
@@ -161,7 +168,7 @@ impl Metrics {
                 r,
                 IntCounterVec,
                 "stale_commits_total",
-                "Partitions given up as PostgreSQL's position or epoch is not ours, by cause",
+                "Partitions given up, to be claimed and read again or held, by cause",
                 &["cause"]
             ),
             commits_found: make!(
@@ -199,6 +206,38 @@ impl Metrics {
                 "lag_records",
                 "Offsets between PostgreSQL's position and the end",
                 &["topic", "partition"]
+            ),
+            relay_leader: make!(r, IntGauge, "relay_leader", "1 while this process relays dead letters"),
+            relay_waiting: make!(
+                r,
+                IntGauge,
+                "relay_waiting",
+                "Dead letters that are not in their topic yet; told by the leader"
+            ),
+            relay_oldest: make!(
+                r,
+                Gauge,
+                "relay_oldest_age_seconds",
+                "Age of the oldest dead letter that is not in its topic yet; told by the leader"
+            ),
+            relay_stuck: make!(
+                r,
+                IntGauge,
+                "relay_stuck",
+                "1 while Kafka does not take dead letters (topic, rights, broker)"
+            ),
+            relay_failures: make!(
+                r,
+                IntCounterVec,
+                "relay_failures_total",
+                "Transactions of the relay that failed, by class",
+                &["class"]
+            ),
+            breakers_opened: make!(
+                r,
+                IntCounter,
+                "breakers_opened_total",
+                "Partitions stopped as too many of their records were dead letters"
             ),
             registry: r,
         })
@@ -253,6 +292,30 @@ impl Metrics {
             local.observe(Duration::from_millis(latency_ms).as_secs_f64());
         }
         local.flush();
+    }
+
+    /// Dead letters were found in, or brought into, their topic and marked.
+    pub fn relayed(&self, marked_count: u64, duration: Duration) {
+        self.dead_letters.with_label_values(&["relayed"]).inc_by(marked_count);
+        self.stage_duration.with_label_values(&["relay"]).observe(duration.as_secs_f64());
+    }
+
+    /// A transaction of the relay failed.
+    pub fn relay_failed(&self, class: &'static str) {
+        self.relay_failures.with_label_values(&[class]).inc();
+    }
+
+    /// A breaker opened.
+    pub fn breaker_opened(&self) {
+        self.breakers_opened.inc();
+    }
+
+    /// What the relay does.
+    pub fn set_relay(&self, relay: &RelayState) {
+        self.relay_leader.set(i64::from(relay.role == RelayRole::Leader));
+        self.relay_waiting.set(i64::try_from(relay.waiting_count).unwrap_or(i64::MAX));
+        self.relay_oldest.set(relay.oldest_age_seconds);
+        self.relay_stuck.set(i64::from(relay.trouble.is_some()));
     }
 
     /// Events went to the default time partition.

@@ -1,6 +1,8 @@
-//! What others see of the process (logs, metrics, traces), and its clock.
+//! What others see of the process (the board, logs, metrics, traces), and its clock.
 
+pub mod board;
 mod clock;
+mod latency;
 mod logging;
 mod metrics;
 mod traces;

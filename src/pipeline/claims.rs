@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Pipeline;
-use super::board::{DatabaseState, Hold, HoldCode, OwnedPartition};
 use super::lane::LaneControl;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::AssignmentId;
+use crate::observe::board::{DatabaseState, Hold, HoldCode, OwnedPartition};
 use crate::source::{Offer, Placement};
 use crate::store::{
     Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, GapDeclaration, SessionPurpose, StoreError,
@@ -24,6 +24,9 @@ impl Pipeline {
         let mut placements = vec![Placement::Hold; offers.len()];
         let (mut indices, mut requests) = (Vec::new(), Vec::new());
         for (index, offer) in offers.iter().enumerate() {
+            if self.is_breaker_open(offer).await {
+                continue;
+            }
             match self.request(offer, now) {
                 Ok(request) => {
                     indices.push(index);

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::board::Board;
 use super::lane::GiveUp;
 use crate::model::batch::{Batch, Fate};
 use crate::model::record::Chunk;
 use crate::model::rejection::RejectionCode;
 use crate::observe::Metrics;
+use crate::observe::board::Board;
 use crate::store::{CommitOutcome, CommitPath, CommittedPart, StoreError};
 
 /// A lane's way to the board and the metrics.
@@ -34,6 +34,7 @@ impl LaneFacts {
             GiveUp::PositionMoved => "position_moved",
             GiveUp::Discontinuity => "discontinuity",
             GiveUp::Broken(_) => "broken",
+            GiveUp::BreakerOpened(_) => "breaker_opened",
         });
     }
 

@@ -16,15 +16,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
-use super::board::{Board, DatabaseState};
 use super::facts::LaneFacts;
 use super::work::{Work, WorkDone};
 use crate::model::backoff::RetryPolicy;
 use crate::model::batch::{Batch, BatchBuilder, BatchLimits, DeadLetter, Decoded};
+use crate::model::breaker::{Breaker, BreakerRule, Opened};
 use crate::model::decode::{DecodeRules, decode, identify};
 use crate::model::position::{Epoch, Offset, StreamPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::Clock;
+use crate::observe::board::{Board, DatabaseState};
 use crate::store::copy::encode_event;
 use crate::store::{Claim, CommitOutcome, CommitPath, CommittedPart, Session, StalePart, StoreSettings};
 
@@ -41,6 +42,7 @@ pub(super) struct LaneSettings {
     pub(super) rules: Arc<DecodeRules>,
     pub(super) limits: BatchLimits,
     pub(super) linger: Duration,
+    pub(super) breaker: BreakerRule,
     pub(super) verify_interval: Duration,
     pub(super) work_deadline: Duration,
     pub(super) clock: Clock,
@@ -66,6 +68,8 @@ pub(super) enum GiveUp {
     Discontinuity,
     /// The account is broken: the partition must stop.
     Broken(String),
+    /// Too many of its records are dead letters: the partition must stop.
+    BreakerOpened(Opened),
 }
 
 /// A partition that a lane has given up.
@@ -84,6 +88,7 @@ struct LanePartition {
     read_to: Offset,
     /// Whether our present session stands in the position's row.
     is_recorded: bool,
+    breaker: Breaker,
 }
 
 #[derive(Debug)]
@@ -197,7 +202,9 @@ impl Lane {
     fn obey(&mut self, control: LaneControl) {
         match control {
             LaneControl::Adopt { assignment, claim, position } => {
-                let partition = LanePartition { claim, position, read_to: position, is_recorded: false };
+                let breaker = Breaker::new(self.settings.breaker);
+                let partition =
+                    LanePartition { claim, position, read_to: position, is_recorded: false, breaker };
                 self.owned.insert(assignment, partition);
             }
             LaneControl::Abandon { assignments, patience, reply } => {
@@ -434,6 +441,22 @@ impl Lane {
             self.moved(part.key, part.epoch, part.end);
         }
         self.facts.committed(batch, parts, path, self.settings.clock.unix_ms());
+        self.count_for_breakers(batch, parts);
+    }
+
+    fn count_for_breakers(&mut self, batch: &Batch, parts: &[CommittedPart]) {
+        for part in parts {
+            let assignment = batch.parts().iter().find(|own| own.key == part.key).map(|own| own.assignment);
+            let Some((assignment, own)) =
+                assignment.and_then(|assignment| Some((assignment, self.owned.get_mut(&assignment)?)))
+            else {
+                continue;
+            };
+            let record_count = part.event_count + part.duplicate_count + part.dead_letter_count;
+            if let Some(opened) = own.breaker.count(record_count, part.dead_letter_count) {
+                self.give_up(assignment, GiveUp::BreakerOpened(opened));
+            }
+        }
     }
 
     /// Notes that PostgreSQL holds `position`.

@@ -27,11 +27,10 @@
 //!   finds it at the batch's end, and drops the batch.
 //! - The process dies anywhere: what was not committed is read again from the position; what was is not.
 
-pub mod board;
+mod breakers;
 mod claims;
 mod facts;
 mod lane;
-mod latency;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
@@ -41,13 +40,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use self::board::{Board, HoldCode, OwnedPartition, Phase};
+use self::breakers::OpenBreaker;
 use self::facts::LaneFacts;
 use self::lane::{GiveUp, Lane, LaneControl, LaneReport, LaneSettings};
 use crate::model::batch::BatchLimits;
+use crate::model::breaker::BreakerRule;
 use crate::model::decode::DecodeRules;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
+use crate::observe::board::{Board, HoldCode, OwnedPartition, Phase};
 use crate::observe::{Clock, Metrics};
 use crate::source::{
     EVENT_QUEUE_COUNT, LANE_QUEUE_COUNT, Placement, SourceCommand, SourceEvent, SourceHandle, SourceSettings,
@@ -94,6 +95,8 @@ pub struct PipelineSettings {
     pub shutdown_deadline: Duration,
     /// How long deleted records are waited for before a gap is declared.
     pub gap_wait: Duration,
+    /// When a partition stops for its dead letters.
+    pub breaker: BreakerRule,
 }
 
 /// Why the pipeline did not start, or ended without being told to.
@@ -125,6 +128,7 @@ pub struct Pipeline {
     session: Option<Session>,
     next_assignment: u64,
     claim_not_before: HashMap<Arc<TopicPartition>, Instant>,
+    breakers: HashMap<Arc<TopicPartition>, OpenBreaker>,
     mirrored: BTreeMap<AssignmentId, Offset>,
     /// Assignments that the poll thread must still be told to drop.
     drops: Vec<AssignmentId>,
@@ -150,6 +154,7 @@ impl Pipeline {
             limits: settings.limits,
             linger: settings.linger,
             verify_interval: settings.verify_interval,
+            breaker: settings.breaker,
             work_deadline: settings.statement_timeout + WORK_MARGIN,
             clock: clock.clone(),
         };
@@ -180,6 +185,7 @@ impl Pipeline {
             session: None,
             next_assignment: 1,
             claim_not_before: HashMap::new(),
+            breakers: HashMap::new(),
             mirrored: BTreeMap::new(),
             drops: Vec::new(),
             partitions_at,
@@ -228,6 +234,7 @@ impl Pipeline {
                 self.metrics.rebalanced(if is_lost { "lost" } else { "revoke" });
                 let patience = if is_lost { Duration::ZERO } else { REVOKE_PATIENCE };
                 self.board.lock().held.retain(|source, _| !partitions.contains(source));
+                self.breakers.retain(|source, _| !partitions.contains(source));
                 let ended = self.end(&assignments, patience).await;
                 tracing::info!(
                     partition_count = partitions.len(),
@@ -263,12 +270,15 @@ impl Pipeline {
         self.mirrored.remove(&assignment);
         let Some(owned) = self.board.lock().owned.remove(&assignment) else { return };
         let source = owned.source;
-        tracing::warn!(partition = %source, why = ?why, position = %owned.position, "the partition was given up");
+        if !matches!(why, GiveUp::BreakerOpened(_)) {
+            tracing::warn!(partition = %source, why = ?why, position = %owned.position, "the partition was given up");
+        }
         match why {
             GiveUp::ClaimedElsewhere => {
                 self.claim_not_before.insert(Arc::clone(&source), self.clock.monotonic() + RECLAIM_AFTER);
             }
             GiveUp::Broken(reason) => self.hold(&source, HoldCode::AccountBroken, reason),
+            GiveUp::BreakerOpened(opened) => self.breaker_opened(&source, owned.key, opened),
             GiveUp::PositionMoved | GiveUp::Discontinuity => {}
         }
         self.drops.push(assignment);

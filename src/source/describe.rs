@@ -7,9 +7,9 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use uuid::Uuid;
 
-use super::native::{TopicId, TopicIdRequest};
 use super::{Description, OffsetReset};
 use crate::model::position::{Offset, TopicPartition};
+use crate::native::{TopicId, TopicIdRequest};
 
 /// How long each question may take.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 
-use super::native::{TopicId, TopicIdRequest};
+use crate::native::{TopicId, TopicIdRequest};
 
 /// How long the cluster may take to say the ids.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);

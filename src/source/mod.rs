@@ -23,7 +23,6 @@ mod context;
 mod describe;
 mod gate;
 mod lookup;
-mod native;
 mod poller;
 mod slots;
 

@@ -17,11 +17,11 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::assignments::Assignments;
 use super::context::Context;
 use super::gate::{GATE_COUNT, Gate};
-use super::native::{self, TopicId};
 use super::slots::{Appended, Slot};
 use super::{LaneQueues, SourceCommand, SourceEvent, SourceSettings};
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
+use crate::native::{self, TopicId};
 use crate::observe::Clock;
 
 /// How many commands wait for the thread at most.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use rdkafka::message::{BorrowedMessage, Message, Timestamp};
 use uuid::Uuid;
 
-use super::native;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk, Record};
+use crate::native;
 
 /// A chunk is handed on when its records reach this many bytes …
 const CHUNK_LEN_BYTES: usize = 128 * 1024;

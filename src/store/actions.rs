@@ -282,7 +282,7 @@ impl Session {
         Ok(u64::try_from(moved.len()).unwrap_or(u64::MAX))
     }
 
-    async fn record_action(
+    pub(super) async fn record_action(
         &mut self,
         group: &str,
         (stream, partition): (StreamId, Option<Partition>),

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use uuid::Uuid;
 
 use crate::model::batch::DeadLetter;
+use crate::model::dead_letter::headers_to_json;
 use crate::model::event::{Event, Timestamp, TrustScore};
 use crate::model::position::{Offset, StreamPartition};
 use crate::model::record::{Chunk, Record};
@@ -90,45 +91,13 @@ pub fn encode_dead_letter(
     timestamp(rows, record.timestamp_ms.and_then(|ms| Timestamp::from_unix_micros(ms.checked_mul(1000)?)));
     bytes(rows, chunk.key(record));
     bytes(rows, payload);
-    jsonb(rows, Some(&headers_json(chunk, record)));
+    jsonb(rows, Some(&headers_to_json(chunk.headers(record)).to_string()));
     match payload.map(|payload| i64::try_from(payload.len())) {
         Some(Ok(len_bytes)) => field(rows, &len_bytes.to_be_bytes()),
         _ => null(rows),
     }
     uuid(rows, letter.correlation_id);
     uuid(rows, letter.audit_id);
-}
-
-/// The headers as a JSON array of `{"key": text, "value": base64 or null}`, in order. A key that is not UTF-8,
-/// or holds U+0000, is given as `key_base64` instead, so that nothing is altered.
-fn headers_json(chunk: &Chunk, record: &Record) -> String {
-    let entries: Vec<serde_json::Value> = chunk
-        .headers(record)
-        .map(|(key, value)| {
-            let value = value.map(base64);
-            match std::str::from_utf8(key) {
-                Ok(key) if !key.contains('\0') => serde_json::json!({"key": key, "value": value}),
-                _ => serde_json::json!({"key_base64": base64(key), "value": value}),
-            }
-        })
-        .collect();
-    serde_json::Value::Array(entries).to_string()
-}
-
-/// Base64 by RFC 4648 section 4, with padding: what `decode(.., 'base64')` of PostgreSQL reads.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let word =
-            group.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
-        for index in 0..4 {
-            let sextet = usize::try_from(word >> (18 - 6 * index) & 63).unwrap_or_default();
-            let symbol = ALPHABET.get(sextet).copied().unwrap_or(b'=');
-            out.push(if index <= group.len() { char::from(symbol) } else { '=' });
-        }
-    }
-    out
 }
 
 fn coordinates(rows: &mut Vec<u8>, key: StreamPartition, offset: Offset) {
@@ -253,19 +222,5 @@ mod tests {
         check_numeric(1, 5, &[1, -2, 0, 5, 1000]);
         check_numeric(10_001, 8, &[2, -1, 0, 8, 1, 1]);
         check_numeric(1, 16, &[1, -4, 0, 16, 1]);
-    }
-
-    #[test]
-    fn base64_has_the_values_of_rfc_4648() {
-        for (plain, coded) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-        ] {
-            assert_eq!(base64(plain.as_bytes()), coded);
-        }
     }
 }

@@ -79,6 +79,8 @@ pub enum SessionPurpose {
     Lane,
     /// Claims and releases partitions.
     Claim,
+    /// Relays dead letters.
+    Relay,
     /// Serves an operator's command.
     Operator,
 }
@@ -91,6 +93,7 @@ impl SessionPurpose {
         match self {
             Self::Lane => "audit-consumer/lane",
             Self::Claim => "audit-consumer/claim",
+            Self::Relay => "audit-consumer/relay",
             Self::Operator => "audit-consumer/operator",
         }
     }

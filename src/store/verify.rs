@@ -140,6 +140,12 @@ pub enum FindingCode {
     BeyondEnd,
     /// Kafka has deleted records that were not read.
     RecordsDeleted,
+    /// A dead letter is marked as relayed and is not in its topic.
+    LetterMissing,
+    /// A dead letter is in its topic more than once.
+    LetterTwice,
+    /// A dead letter topic holds a letter without a row.
+    LetterUnknown,
 }
 
 impl FindingCode {
@@ -157,6 +163,9 @@ impl FindingCode {
             Self::Hole => "hole",
             Self::BeyondEnd => "beyond_end",
             Self::RecordsDeleted => "records_deleted",
+            Self::LetterMissing => "letter_missing",
+            Self::LetterTwice => "letter_twice",
+            Self::LetterUnknown => "letter_unknown",
         }
     }
 }
@@ -181,7 +190,9 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(
+    /// A finding.
+    #[must_use]
+    pub fn new(
         code: FindingCode,
         (expected, found): (impl fmt::Display, impl fmt::Display),
         text: impl Into<String>,

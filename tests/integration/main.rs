@@ -14,10 +14,12 @@
 
 mod account;
 mod crash;
+mod letters;
 mod operator;
 mod outage;
 mod rebalance;
 mod records;
+mod redrive;
 mod scene;
 mod schema;
 mod streams;

@@ -193,6 +193,18 @@ impl Scene {
         assert!(deleted[0].is_ok(), "{deleted:?}");
     }
 
+    /// Forgets the committed offsets of a group, as Kafka does after `offsets.retention.minutes`.
+    pub(crate) fn delete_group(&self, group: &str) {
+        let deleted = block_on(self.admin().delete_groups(&[group], &AdminOptions::new())).unwrap();
+        assert!(deleted[0].is_ok(), "{deleted:?}");
+    }
+
+    /// The names of the topics.
+    pub(crate) fn topics(&self) -> Vec<String> {
+        let metadata = self.admin().inner().fetch_metadata(None, Duration::from_secs(10)).unwrap();
+        metadata.topics().iter().map(|topic| topic.name().to_owned()).collect()
+    }
+
     /// Deletes the records of a partition before `offset`.
     pub(crate) fn delete_records(&self, partition: i32, offset: i64) {
         let mut list = rdkafka::TopicPartitionList::new();
@@ -242,7 +254,12 @@ impl Scene {
 
     /// Runs a command of the binary to its end.
     pub(crate) fn command(&self, args: &[&str]) -> Output {
-        self.binary().args(args).output().unwrap()
+        self.command_with(args, &[])
+    }
+
+    /// Runs a command with further settings.
+    pub(crate) fn command_with(&self, args: &[&str], settings: &[(&str, &str)]) -> Output {
+        self.binary().args(args).envs(settings.iter().copied()).output().unwrap()
     }
 
     /// Runs a command that must succeed; returns what it printed.
@@ -386,12 +403,19 @@ impl Daemon {
     #[track_caller]
     pub(crate) fn terminate(&mut self, patience: Duration) -> (ExitStatus, Duration) {
         self.signal(Signal::TERM);
+        let started_at = Instant::now();
+        (self.wait_for_end(patience), started_at.elapsed())
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub(crate) fn wait_for_end(&mut self, patience: Duration) -> ExitStatus {
         let mut status = None;
-        let elapsed = wait_for("the daemon's end", patience, || {
+        wait_for("the daemon's end", patience, || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
-        (status.unwrap(), elapsed)
+        status.unwrap()
     }
 
     pub(crate) fn log_text(&self) -> String {

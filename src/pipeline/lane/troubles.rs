@@ -6,7 +6,7 @@ use super::{GiveUp, Lane, MERGE_FIRST_COUNT};
 use crate::model::batch::{Batch, DeadLetter};
 use crate::model::position::StreamPartition;
 use crate::model::rejection::{Rejection, RejectionCode};
-use crate::pipeline::board::DatabaseState;
+use crate::observe::board::DatabaseState;
 use crate::store::{CommitPath, StoreError};
 
 /// The SQLSTATE `deadlock_detected`.

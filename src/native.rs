@@ -1,5 +1,6 @@
 //! The three things that rdkafka's safe interface does not give: a topic's id, the end of a partition as last
-//! fetched, and headers whose keys are any bytes (the safe accessor panics on one that is not UTF-8).
+//! fetched, and headers whose keys are any bytes (the safe accessor panics on one that is not UTF-8), to read and
+//! to send.
 //!
 //! The one module with `unsafe` code. Each block names what librdkafka (rdkafka.h, 2.12) promises for it.
 #![expect(unsafe_code, reason = "librdkafka functions that rdkafka does not wrap; see the module's text")]
@@ -10,12 +11,12 @@ use std::time::Duration;
 
 use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::message::BorrowedMessage;
+use rdkafka::message::{BorrowedHeaders, BorrowedMessage, OwnedHeaders};
 use uuid::Uuid;
 
 /// What is known of a topic's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum TopicId {
+pub(crate) enum TopicId {
     /// The topic exists under this id.
     Is(Uuid),
     /// The broker says that there is no such topic.
@@ -24,7 +25,7 @@ pub(super) enum TopicId {
 
 /// A request for topic ids that is under way; waits on a queue of its own.
 #[derive(Debug)]
-pub(super) struct TopicIdRequest {
+pub(crate) struct TopicIdRequest {
     queue: *mut rd::rd_kafka_queue_t,
 }
 
@@ -41,7 +42,7 @@ impl Drop for TopicIdRequest {
 
 impl TopicIdRequest {
     /// Asks the cluster for the ids of `topics`; does not wait. `None` when a name holds a NUL.
-    pub(super) fn send<C: ConsumerContext>(
+    pub(crate) fn send<C: ConsumerContext>(
         consumer: &BaseConsumer<C>,
         topics: &[&str],
         timeout: Duration,
@@ -72,7 +73,7 @@ impl TopicIdRequest {
 
     /// The answer, if it comes within `wait`: the ids by topic name, or librdkafka's words for why not. A topic
     /// about which the broker could say nothing certain is left out.
-    pub(super) fn poll(&self, wait: Duration) -> Option<Result<Vec<(String, TopicId)>, String>> {
+    pub(crate) fn poll(&self, wait: Duration) -> Option<Result<Vec<(String, TopicId)>, String>> {
         let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the queue lives; a non-null event is ours until it is destroyed at the end of this block, and
         // all that is read from it is copied before.
@@ -139,7 +140,7 @@ unsafe fn text(pointer: *const c_char) -> String {
 
 /// The position after the last record of a partition that a fetch has seen; asks nobody. `None` before the
 /// first fetch.
-pub(super) fn cached_end<C: ConsumerContext>(
+pub(crate) fn cached_end<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     topic: &str,
     partition: i32,
@@ -160,7 +161,7 @@ pub(super) fn cached_end<C: ConsumerContext>(
 }
 
 /// Calls `each` with the key and the value of each header of `message`, in order.
-pub(super) fn for_each_header(message: &BorrowedMessage<'_>, mut each: impl FnMut(&[u8], Option<&[u8]>)) {
+pub(crate) fn for_each_header(message: &BorrowedMessage<'_>, mut each: impl FnMut(&[u8], Option<&[u8]>)) {
     let mut headers = ptr::null_mut();
     // SAFETY: the message lives; the headers belong to it. NOENT (no headers) leaves the pointer alone.
     let code = unsafe { rd::rd_kafka_message_headers(message.ptr(), &raw mut headers) };
@@ -193,4 +194,25 @@ pub(super) fn for_each_header(message: &BorrowedMessage<'_>, mut each: impl FnMu
             return;
         }
     }
+}
+
+/// Adds a header to `headers`.
+pub(crate) fn add_header(headers: OwnedHeaders, key: &[u8], value: Option<&[u8]>) -> OwnedHeaders {
+    let borrowed: *const BorrowedHeaders = headers.as_borrowed();
+    let (data, len_bytes) = match value {
+        Some(value) => (value.as_ptr().cast::<c_void>(), value.len().cast_signed()),
+        None => (ptr::null(), 0),
+    };
+    // SAFETY: `as_borrowed` is the librdkafka pointer of `headers`, which we own and which lives; librdkafka copies
+    // name and value, whose lengths are given. An empty value has a dangling pointer that is not read.
+    unsafe {
+        rd::rd_kafka_header_add(
+            borrowed.cast_mut().cast::<rd::rd_kafka_headers_t>(),
+            key.as_ptr().cast::<c_char>(),
+            key.len().cast_signed(),
+            data,
+            len_bytes,
+        );
+    }
+    headers
 }

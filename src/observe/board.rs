@@ -67,6 +67,8 @@ pub enum HoldCode {
     PositionBeyondEnd,
     /// What PostgreSQL holds contradicts the promise.
     AccountBroken,
+    /// Too many of the partition's records are dead letters.
+    BreakerOpen,
 }
 
 impl HoldCode {
@@ -83,6 +85,7 @@ impl HoldCode {
             Self::RecordsDeleted => "records_deleted",
             Self::PositionBeyondEnd => "position_beyond_end",
             Self::AccountBroken => "account_broken",
+            Self::BreakerOpen => "breaker_open",
         }
     }
 
@@ -96,7 +99,8 @@ impl HoldCode {
             | Self::ForeignGroup
             | Self::RecordsDeleted
             | Self::PositionBeyondEnd
-            | Self::AccountBroken => true,
+            | Self::AccountBroken
+            | Self::BreakerOpen => true,
         }
     }
 }
@@ -146,6 +150,38 @@ pub struct Totals {
     pub dead_letters: u64,
 }
 
+/// Whether this process relays dead letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RelayRole {
+    /// Another process of the group does, or PostgreSQL is away.
+    #[default]
+    Follower,
+    /// It does.
+    Leader,
+}
+
+/// Why dead letters wait, beyond their turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayTrouble {
+    /// For people: what, where, and what to do next.
+    pub text: String,
+    /// Since when, on the monotonic clock.
+    pub since: Instant,
+}
+
+/// What the relay does. Only the leader knows of a backlog.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RelayState {
+    /// Whether it works here.
+    pub role: RelayRole,
+    /// Dead letters that are not in their topic yet, as last counted.
+    pub waiting_count: u64,
+    /// How long ago the oldest of them was stored.
+    pub oldest_age_seconds: f64,
+    /// Why they wait.
+    pub trouble: Option<RelayTrouble>,
+}
+
 /// The board's content.
 #[derive(Debug, Default)]
 pub struct BoardState {
@@ -163,6 +199,8 @@ pub struct BoardState {
     pub polled_at: Option<Instant>,
     /// What was stored.
     pub totals: Totals,
+    /// Dead letters on their way to Kafka.
+    pub relay: RelayState,
     /// From a record's own time to its commit.
     pub latencies: Latencies,
 }

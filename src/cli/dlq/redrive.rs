@@ -1,0 +1,318 @@
+//! `dlq redrive`: records back to their source topic, each once.
+//!
+//! Two systems take part, so: the intent is recorded in PostgreSQL first, with the ends of the topic at that moment;
+//! then one Kafka transaction sends the records, each with the redrive's id in a header; then the intent is settled. A
+//! redrive that was interrupted is settled by the next one: its producer fences the old one and ends its transaction,
+//! and then the topic from those ends on shows whether it was committed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{ActArgs, begin, refuse};
+use crate::cli::ExitStatus;
+use crate::cli::table::{Table, with_thousands};
+use crate::failpoint;
+use crate::model::dead_letter::{ATTEMPT_MAX, DeadLetterId, DeadLetterRow, OutgoingRecord};
+use crate::model::position::{Offset, Partition};
+use crate::outlet::{OutletError, OutletSettings, Producer, Purpose, Reader, Topic, Topics};
+use crate::store::{LetterFilter, OpenRedrive, Session, StoreSettings};
+
+/// How many records go in one transaction.
+const REDRIVE_MAX_COUNT: i64 = 200;
+
+/// What was done, by source topic and reason.
+#[derive(Debug, Default)]
+struct Tally {
+    counts: BTreeMap<(String, String), Counts>,
+    settled: Vec<(Uuid, &'static str)>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Counts {
+    redriven: i64,
+    /// Dead letters that have been tried often enough.
+    loop_guard: i64,
+    /// Records that their topic does not take any more.
+    too_large: i64,
+    /// Records whose topic is gone.
+    no_topic: i64,
+}
+
+/// Kafka, as a redrive needs it. Blocking.
+#[derive(Debug)]
+struct Kafka {
+    topics: Topics,
+    reader: Reader,
+    producer: Producer,
+    known: HashMap<String, Option<Topic>>,
+}
+
+impl Kafka {
+    /// Fences every earlier redrive.
+    fn begin(settings: &OutletSettings, sources: &[String]) -> Result<Self, OutletError> {
+        let topics = Topics::new(settings)?;
+        let mut known = HashMap::new();
+        for source in sources {
+            known.insert(source.clone(), topics.find(source)?);
+        }
+        let limits: Vec<Topic> = known.values().flatten().cloned().collect();
+        let producer = Producer::start(settings, Purpose::Redrive, &limits)?;
+        Ok(Self { topics, reader: Reader::new(settings)?, producer, known })
+    }
+
+    fn ends(&self, topic: &Topic) -> Result<Vec<Offset>, OutletError> {
+        let extents = self.reader.extents(&topic.name, topic.partition_count)?;
+        Ok(extents.iter().map(|extent| extent.high).collect())
+    }
+
+    /// Whether a redrive's records are in `topic`, beyond `ends`; `None` when the topic does not say any more.
+    fn was_committed(
+        &self,
+        redrive: Uuid,
+        topic: &str,
+        ends: &[Offset],
+    ) -> Result<Option<bool>, OutletError> {
+        let Some(topic) = self.topics.find(topic)? else { return Ok(None) };
+        let extents = self.reader.extents(&topic.name, topic.partition_count)?;
+        // Partitions that were added since begin at their start.
+        let starts: Vec<Offset> = extents
+            .iter()
+            .enumerate()
+            .map(|(index, _)| ends.get(index).copied().unwrap_or_default())
+            .collect();
+        let is_gone =
+            extents.iter().zip(&starts).any(|(extent, start)| extent.low > *start || extent.high < *start);
+        let mut is_there = false;
+        self.reader.scan(&topic.name, &starts, |scanned| is_there |= scanned.redrive == Some(redrive))?;
+        Ok(if is_there {
+            Some(true)
+        } else if is_gone {
+            None
+        } else {
+            Some(false)
+        })
+    }
+
+    fn send(&self, topic: &Topic, records: &[(Partition, OutgoingRecord)]) -> Result<(), OutletError> {
+        self.producer.transact(&topic.name, records, (&topic.name, &HashMap::new())).map(|_placements| ())
+    }
+}
+
+/// Sends the chosen dead letters back.
+pub(super) async fn run(
+    args: &ActArgs,
+    store: &StoreSettings,
+    outlet: &OutletSettings,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitStatus> {
+    let (mut session, filter) = match begin(args, store).await? {
+        Ok(begun) => begun,
+        Err(reason) => return refuse(out, &reason),
+    };
+    let chosen = session.count_letters(&store.group, &filter).await?;
+    let open = session.open_redrives(&store.group).await?;
+    let mut sources: Vec<String> = chosen.iter().map(|count| count.topic.clone()).collect();
+    sources.extend(open.iter().filter_map(topic_of));
+    sources.sort_unstable();
+    sources.dedup();
+    let settings = outlet.clone();
+    let kafka = blocking(move || Kafka::begin(&settings, &sources)).await?;
+    let mut tally = Tally::default();
+    let mut work = Redrive { args, group: &store.group, session: &mut session, kafka, tally: &mut tally };
+    if !args.dry_run {
+        work.settle(open).await?;
+    }
+    // What was settled as not sent is chosen again.
+    let chosen_count: i64 = work
+        .session
+        .count_letters(&store.group, &filter)
+        .await?
+        .iter()
+        .filter(|count| count.state.is_open())
+        .map(|count| count.count)
+        .sum();
+    let outcome = work.send_all(&filter, chosen_count).await;
+    session.close().await;
+    tally.write_to(args, out)?;
+    outcome?;
+    Ok(tally.status())
+}
+
+fn topic_of(redrive: &OpenRedrive) -> Option<String> {
+    redrive.details.get("topic").and_then(Value::as_str).map(str::to_owned)
+}
+
+async fn blocking<T: Send + 'static>(
+    ask: impl FnOnce() -> Result<T, OutletError> + Send + 'static,
+) -> anyhow::Result<T> {
+    Ok(tokio::task::spawn_blocking(ask).await??)
+}
+
+struct Redrive<'a> {
+    args: &'a ActArgs,
+    group: &'a str,
+    session: &'a mut Session,
+    kafka: Kafka,
+    tally: &'a mut Tally,
+}
+
+impl Redrive<'_> {
+    /// Settles redrives that were interrupted.
+    async fn settle(&mut self, open: Vec<OpenRedrive>) -> anyhow::Result<()> {
+        for redrive in open {
+            let topic = topic_of(&redrive).unwrap_or_default();
+            let ends: Vec<Offset> = redrive
+                .details
+                .get("ends")
+                .and_then(Value::as_array)
+                .map(|ends| ends.iter().filter_map(Value::as_i64).filter_map(Offset::new).collect())
+                .unwrap_or_default();
+            let committed =
+                tokio::task::block_in_place(|| self.kafka.was_committed(redrive.id, &topic, &ends))?;
+            // When the topic does not say: sent again at worst, and then counted as duplicates; lost never.
+            let (action, outcome) = match committed {
+                Some(true) => ("redriven", "it had been sent"),
+                Some(false) => ("redrive_dropped", "it had not been sent"),
+                None => {
+                    ("redrive_dropped", "whether it had been sent is not known any more; taken as not sent")
+                }
+            };
+            let details = json!({"topic": topic, "settled": outcome});
+            let who = (self.args.actor.as_str(), "settled after an interruption");
+            self.session
+                .record_letter_action((action, Some(redrive.id)), &redrive.letters, who, &details)
+                .await?;
+            self.tally.settled.push((redrive.id, outcome));
+        }
+        Ok(())
+    }
+
+    async fn send_all(&mut self, filter: &LetterFilter, chosen_count: i64) -> anyhow::Result<()> {
+        let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} {per_sec} eta {eta}")?;
+        let progress = ProgressBar::new(u64::try_from(chosen_count).unwrap_or(0)).with_style(style);
+        let mut after = 0;
+        loop {
+            let rows = self.session.open_letters(self.group, filter, (after, REDRIVE_MAX_COUNT)).await?;
+            let Some(last) = rows.last() else { break };
+            after = last.row_id;
+            progress.inc(u64::try_from(rows.len())?);
+            let mut by_topic: BTreeMap<String, Vec<DeadLetterRow>> = BTreeMap::new();
+            for row in rows {
+                by_topic.entry(row.topic.clone()).or_default().push(row);
+            }
+            for (topic, rows) in by_topic {
+                self.send(&topic, rows).await?;
+            }
+        }
+        progress.finish_and_clear();
+        Ok(())
+    }
+
+    /// Sends rows of one topic in one transaction.
+    async fn send(&mut self, topic: &str, rows: Vec<DeadLetterRow>) -> anyhow::Result<()> {
+        let redrive = Uuid::now_v7();
+        let topic = self.kafka.known.get(topic).cloned().flatten();
+        let mut records: Vec<(DeadLetterRow, OutgoingRecord)> = Vec::with_capacity(rows.len());
+        for row in rows {
+            let counts = self.tally.counts.entry((row.topic.clone(), row.reason.clone())).or_default();
+            let record = row.redriven(redrive);
+            match &topic {
+                _ if row.attempt() >= ATTEMPT_MAX => counts.loop_guard += 1,
+                None => counts.no_topic += 1,
+                Some(topic) if record.len_bytes() > topic.record_max_len_bytes => counts.too_large += 1,
+                Some(_) => {
+                    counts.redriven += 1;
+                    records.push((row, record));
+                }
+            }
+        }
+        let Some(topic) = topic.filter(|_| !records.is_empty() && !self.args.dry_run) else { return Ok(()) };
+        let ids: Vec<DeadLetterId> = records.iter().map(|(row, _)| row.id).collect();
+        let records: Vec<(Partition, OutgoingRecord)> = records
+            .into_iter()
+            .map(|(row, record)| {
+                (Partition(row.id.key.partition.0.rem_euclid(topic.partition_count)), record)
+            })
+            .collect();
+        let ends = tokio::task::block_in_place(|| self.kafka.ends(&topic))?;
+        let ends: Vec<i64> = ends.iter().map(|end| end.as_i64()).collect();
+        let details = json!({"topic": topic.name, "ends": ends});
+        let who = (self.args.actor.as_str(), self.args.why.as_deref().unwrap_or_default());
+        self.session.record_letter_action(("redrive_intended", Some(redrive)), &ids, who, &details).await?;
+        failpoint::at("redrive_after_intent");
+        tokio::task::block_in_place(|| self.kafka.send(&topic, &records))?;
+        failpoint::at("redrive_before_settle");
+        let details = json!({"topic": topic.name});
+        self.session.record_letter_action(("redriven", Some(redrive)), &ids, who, &details).await?;
+        Ok(())
+    }
+}
+
+impl Tally {
+    fn sum(&self, count: fn(&Counts) -> i64) -> i64 {
+        self.counts.values().map(count).sum()
+    }
+
+    fn left_count(&self) -> i64 {
+        self.sum(|counts| counts.loop_guard + counts.too_large + counts.no_topic)
+    }
+
+    fn status(&self) -> ExitStatus {
+        let is_all = self.sum(|counts| counts.redriven) > 0 && self.left_count() == 0;
+        if is_all { ExitStatus::Success } else { ExitStatus::Refused }
+    }
+
+    fn write_to(&self, args: &ActArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+        if args.json {
+            let rows: Vec<Value> = self
+                .counts
+                .iter()
+                .map(|((topic, reason), counts)| {
+                    json!({
+                        "topic": topic, "reason": reason, "redriven": counts.redriven,
+                        "loop_guard": counts.loop_guard, "too_large": counts.too_large, "no_topic": counts.no_topic,
+                    })
+                })
+                .collect();
+            let settled: Vec<Value> = self
+                .settled
+                .iter()
+                .map(|(id, outcome)| json!({"redrive_id": id.to_string(), "outcome": outcome}))
+                .collect();
+            let answer = json!({
+                "dry_run": args.dry_run, "redriven": self.sum(|counts| counts.redriven),
+                "left": self.left_count(), "by_reason": rows, "settled": settled,
+            });
+            writeln!(out, "{answer:#}")?;
+            return Ok(());
+        }
+        for (id, outcome) in &self.settled {
+            writeln!(out, "an earlier redrive {id} was interrupted: {outcome}")?;
+        }
+        let word = if args.dry_run { "would be redriven" } else { "redriven" };
+        let mut table =
+            Table::new(&["topic", "reason", word, "tried 5 times", "too large now", "topic is gone"]);
+        for ((topic, reason), counts) in &self.counts {
+            table.push(vec![
+                topic.as_str().into(),
+                reason.as_str().into(),
+                counts.redriven.into(),
+                counts.loop_guard.into(),
+                counts.too_large.into(),
+                counts.no_topic.into(),
+            ]);
+        }
+        table.write_to(out)?;
+        writeln!(
+            out,
+            "\n{} dead letters {word}, {} left as they are",
+            with_thousands(self.sum(|counts| counts.redriven)),
+            with_thousands(self.left_count())
+        )?;
+        Ok(())
+    }
+}

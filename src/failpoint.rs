@@ -1,0 +1,27 @@
+//! Places where a test may kill or stop the process, by the feature `failpoints` and the variable `FAILPOINTS` (syntax:
+//! the crate `fail`). The action `return` is SIGKILL to ourselves, `3*off->return` at the fourth time; `sleep(ms)`
+//! waits. Without the feature nothing is there.
+
+/// Reads `FAILPOINTS`.
+#[cfg(feature = "failpoints")]
+pub(crate) fn set_up() {
+    // Kept for life.
+    std::mem::forget(fail::FailScenario::setup());
+}
+
+/// Does what `FAILPOINTS` says of `name`.
+#[cfg(feature = "failpoints")]
+pub(crate) fn at(name: &'static str) {
+    fail::fail_point!(name, |_| {
+        let killed = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        tracing::error!(?killed, "still here");
+    });
+}
+
+/// Nothing, without the feature.
+#[cfg(not(feature = "failpoints"))]
+pub(crate) const fn set_up() {}
+
+/// Nothing, without the feature.
+#[cfg(not(feature = "failpoints"))]
+pub(crate) const fn at(_name: &'static str) {}

@@ -1,0 +1,300 @@
+//! A transactional producer, and the position that it commits with its records.
+//!
+//! The position of the relay: key (source topic, source partition), value the offset after the last dead letter that
+//! was sent, metadata the stream and the transaction. It is committed in the same Kafka transaction as the letters,
+//! so a reader of it knows what is there; and the transaction's name in it tells whether a commit whose answer was
+//! lost had succeeded. (Kafka refuses a key whose partition does not exist, so the source's is used: a dead letter
+//! topic may have fewer.)
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Message, OwnedHeaders};
+use rdkafka::producer::{
+    BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
+};
+use rdkafka::topic_partition_list::TopicPartitionList;
+use uuid::Uuid;
+
+use super::{OutletError, OutletSettings, Purpose, Quiet, Topic};
+use crate::failpoint;
+use crate::model::dead_letter::OutgoingRecord;
+use crate::model::position::{Offset, Partition, StreamId};
+use crate::native;
+
+/// After this the broker aborts a transaction of a producer that says nothing. It looks every 10 s (its
+/// `transaction.abort.timed.out.transaction.cleanup.interval.ms`), so readers of `read_committed` wait for 30 s at
+/// most.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long taking over may take: an earlier transaction is ended first.
+const INIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long sending may take; below the transaction's own limit.
+const SEND_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the offsets, and the commit, may take.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long asking for positions may take.
+const POSITION_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long ending a transaction that failed may take: if it is not ended the broker does it.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// librdkafka's own bounds of a batch and of `message.max.bytes`.
+const BATCH_MAX_LEN_BYTES: usize = 1_000_000;
+const MESSAGE_MAX_LEN_BYTES: usize = 1_000_000_000;
+/// What librdkafka may count beside what [`OutgoingRecord::len_bytes`] does.
+const MESSAGE_SLACK_BYTES: usize = 4096;
+
+/// Where a record was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// In which partition of the topic.
+    pub partition: Partition,
+    /// At which offset.
+    pub offset: Offset,
+}
+
+/// How far the letters of one source partition were sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The stream of the source partition.
+    pub stream: StreamId,
+    /// The offset after the last letter that was sent.
+    pub next: Offset,
+    /// The transaction that committed this.
+    pub transaction: Uuid,
+}
+
+impl Position {
+    fn metadata(&self) -> String {
+        format!("{} {}", self.stream, self.transaction)
+    }
+
+    fn read(offset: rdkafka::Offset, metadata: &str) -> Option<Self> {
+        let rdkafka::Offset::Offset(next) = offset else { return None };
+        let (stream, transaction) = metadata.split_once(' ')?;
+        Some(Self {
+            stream: StreamId(stream.parse().ok()?),
+            next: Offset::new(next)?,
+            transaction: transaction.parse().ok()?,
+        })
+    }
+}
+
+/// Collects delivery reports.
+#[derive(Debug, Default)]
+struct Deliveries(Mutex<HashMap<usize, Result<Placement, KafkaError>>>);
+
+impl Deliveries {
+    fn take(&self) -> HashMap<usize, Result<Placement, KafkaError>> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "kafka producer");
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
+        let placed = match result {
+            Ok(message) => Offset::new(message.offset())
+                .map(|offset| Placement { partition: Partition(message.partition()), offset })
+                .ok_or(KafkaError::MessageProduction(RDKafkaErrorCode::Fail)),
+            Err((error, _)) => Err(error.clone()),
+        };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(index, placed);
+    }
+}
+
+/// A transactional producer that has fenced every earlier one, with a consumer for its positions.
+pub struct Producer {
+    producer: BaseProducer<Deliveries>,
+    positions: BaseConsumer<Quiet>,
+    group_metadata: ConsumerGroupMetadata,
+}
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Producer").finish_non_exhaustive()
+    }
+}
+
+impl Producer {
+    /// A producer for records to `topics`; when this returns, every earlier producer for `purpose` is fenced and its
+    /// transactions are ended. Blocks for half a minute at most.
+    ///
+    /// # Errors
+    /// [`OutletError`].
+    pub fn start(settings: &OutletSettings, purpose: Purpose, topics: &[Topic]) -> Result<Self, OutletError> {
+        const STEP: &str = "begin as the transactional producer";
+        let limits = topics.iter().map(|topic| topic.record_max_len_bytes);
+        let batch_len_bytes = limits.clone().min().unwrap_or(BATCH_MAX_LEN_BYTES).min(BATCH_MAX_LEN_BYTES);
+        let message_len_bytes = limits.max().unwrap_or(BATCH_MAX_LEN_BYTES);
+        let message_len_bytes = message_len_bytes
+            .max(BATCH_MAX_LEN_BYTES)
+            .saturating_add(MESSAGE_SLACK_BYTES)
+            .min(MESSAGE_MAX_LEN_BYTES);
+        let millis = |duration: Duration| duration.as_millis().to_string();
+        let mut config = settings.client();
+        config.set("transactional.id", settings.transactional_id(purpose));
+        config.set("transaction.timeout.ms", millis(TRANSACTION_TIMEOUT));
+        config.set("message.timeout.ms", millis(SEND_TIMEOUT));
+        // A batch of several records must fit each topic; one record alone may be as large as any allows.
+        config.set("batch.size", batch_len_bytes.max(1).to_string());
+        config.set("message.max.bytes", message_len_bytes.to_string());
+        let producer: BaseProducer<Deliveries> = config
+            .create_with_context(Deliveries::default())
+            .map_err(|error| OutletError::of(STEP, error))?;
+        producer.init_transactions(INIT_TIMEOUT).map_err(|error| OutletError::of(STEP, error))?;
+        let mut config = settings.client();
+        // `read_committed` makes librdkafka ask for stable positions (KIP-447).
+        config.set("group.id", settings.position_group()).set("isolation.level", "read_committed");
+        let positions: BaseConsumer<Quiet> =
+            config.create_with_context(Quiet).map_err(|error| OutletError::of(STEP, error))?;
+        let group_metadata = positions.group_metadata().ok_or_else(|| OutletError::Doubt {
+            step: STEP,
+            reason: "librdkafka has no metadata of the group".into(),
+        })?;
+        Ok(Self { producer, positions, group_metadata })
+    }
+
+    /// The committed positions of the partitions of `topic`; one that has none is left out. To be asked after
+    /// [`Self::start`]: only then no other producer can move them unseen. Blocks for 15 s at most.
+    ///
+    /// # Errors
+    /// [`OutletError`].
+    pub fn positions(
+        &self,
+        topic: &str,
+        partitions: &[Partition],
+    ) -> Result<HashMap<Partition, Position>, OutletError> {
+        const STEP: &str = "read the relay's position";
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            list.add_partition(topic, partition.0);
+        }
+        let found = self.positions.committed_offsets(list, POSITION_TIMEOUT);
+        let found = found.map_err(|error| OutletError::of(STEP, error))?;
+        let mut positions = HashMap::new();
+        for element in found.elements() {
+            element.error().map_err(|error| OutletError::of(STEP, error))?;
+            if let Some(position) = Position::read(element.offset(), element.metadata()) {
+                positions.insert(Partition(element.partition()), position);
+            }
+        }
+        Ok(positions)
+    }
+
+    /// Sends `records` to `topic` and commits `positions` of the partitions of `source_topic` with them, in one
+    /// transaction. Returns where each record is, in order. Blocks for a minute at most.
+    ///
+    /// # Errors
+    /// [`OutletError`]: the producer must be dropped, and whether the transaction was committed is not known (but for
+    /// [`OutletError::TooLarge`] and [`OutletError::TimestampRefused`]: it was not).
+    pub fn transact(
+        &self,
+        topic: &str,
+        records: &[(Partition, OutgoingRecord)],
+        (source_topic, positions): (&str, &HashMap<Partition, Position>),
+    ) -> Result<Vec<Placement>, OutletError> {
+        let sent = self.send(topic, records, (source_topic, positions));
+        let placements = sent.inspect_err(|_error| self.abort())?;
+        // From here on the outcome is unknown until the broker has answered: no abort.
+        failpoint::at("relay_before_commit");
+        self.producer
+            .commit_transaction(COMMIT_TIMEOUT)
+            .map_err(|error| OutletError::of("commit the transaction", error))?;
+        failpoint::at("relay_after_commit");
+        Ok(placements)
+    }
+
+    fn send(
+        &self,
+        topic: &str,
+        records: &[(Partition, OutgoingRecord)],
+        (source_topic, positions): (&str, &HashMap<Partition, Position>),
+    ) -> Result<Vec<Placement>, OutletError> {
+        const STEP: &str = "send the records";
+        self.producer.context().take();
+        self.producer.begin_transaction().map_err(|error| OutletError::of("begin the transaction", error))?;
+        for (index, (partition, record)) in records.iter().enumerate() {
+            self.enqueue(topic, (index, *partition), record)?;
+        }
+        self.producer.flush(SEND_TIMEOUT).map_err(|error| OutletError::of(STEP, error))?;
+        let mut deliveries = self.producer.context().take();
+        let mut placements = Vec::with_capacity(records.len());
+        for index in 0..records.len() {
+            match deliveries.remove(&index) {
+                Some(Ok(placement)) => placements.push(placement),
+                Some(Err(error)) => return Err(refusal(STEP, topic, error)),
+                None => {
+                    let reason =
+                        format!("{} of {} records are unaccounted for", records.len() - index, records.len());
+                    return Err(OutletError::Doubt { step: STEP, reason });
+                }
+            }
+        }
+        failpoint::at("relay_after_send");
+        if !positions.is_empty() {
+            let mut list = TopicPartitionList::new();
+            for (partition, position) in positions {
+                let mut element = list.add_partition(source_topic, partition.0);
+                element.set_metadata(position.metadata());
+                element
+                    .set_offset(rdkafka::Offset::Offset(position.next.as_i64()))
+                    .map_err(|error| OutletError::of("name the position", error))?;
+            }
+            self.producer
+                .send_offsets_to_transaction(&list, &self.group_metadata, COMMIT_TIMEOUT)
+                .map_err(|error| OutletError::of("send the position", error))?;
+        }
+        failpoint::at("relay_after_offsets");
+        Ok(placements)
+    }
+
+    fn enqueue(
+        &self,
+        topic: &str,
+        (index, partition): (usize, Partition),
+        record: &OutgoingRecord,
+    ) -> Result<(), OutletError> {
+        const STEP: &str = "send a record";
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        for (key, value) in &record.headers {
+            headers = native::add_header(headers, key, value.as_deref());
+        }
+        let mut outgoing: BaseRecord<'_, [u8], [u8], usize> =
+            BaseRecord::with_opaque_to(topic, index).partition(partition.0).headers(headers);
+        outgoing.key = record.key.as_deref();
+        outgoing.payload = record.value.as_deref();
+        outgoing.timestamp = record.timestamp_ms;
+        self.producer.send(outgoing).map_err(|(error, _)| refusal(STEP, topic, error))
+    }
+
+    /// Ends a transaction that was not committed, so that readers need not wait; if that fails the broker does it.
+    fn abort(&self) {
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        // Reports that are not served would hold the abort up.
+        let ended =
+            self.producer.flush(ABORT_TIMEOUT).and_then(|()| self.producer.abort_transaction(ABORT_TIMEOUT));
+        if let Err(error) = ended {
+            tracing::debug!(%error, "the transaction was not aborted; the broker does it");
+        }
+    }
+}
+
+fn refusal(step: &'static str, topic: &str, error: KafkaError) -> OutletError {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => {
+            OutletError::TooLarge { topic: topic.to_owned() }
+        }
+        Some(RDKafkaErrorCode::InvalidTimestamp) => OutletError::TimestampRefused { topic: topic.to_owned() },
+        _ => OutletError::of(step, error),
+    }
+}

@@ -1,0 +1,78 @@
+//! Breakers: a partition whose records are mostly dead letters stops until an operator says `dlq resume`, the process
+//! starts again, or Kafka gives the partition to another process (which counts anew).
+//!
+//! An open breaker is recorded in `offset_actions`, and what is recorded there last decides: so `dlq resume` needs no
+//! way to the process but PostgreSQL. Until it is recorded it stays open.
+
+use std::sync::Arc;
+
+use super::{Pipeline, RELEASE_TIMEOUT};
+use crate::model::breaker::Opened;
+use crate::model::position::{StreamPartition, TopicPartition};
+use crate::observe::board::HoldCode;
+use crate::source::Offer;
+use crate::store::StoreError;
+
+/// A breaker that is open.
+#[derive(Debug)]
+pub(super) struct OpenBreaker {
+    key: StreamPartition,
+    reason: String,
+    is_recorded: bool,
+}
+
+impl Pipeline {
+    /// A lane says that the breaker of a partition opened.
+    pub(super) fn breaker_opened(
+        &mut self,
+        source: &Arc<TopicPartition>,
+        key: StreamPartition,
+        opened: Opened,
+    ) {
+        let reason = format!(
+            "{} of the latest {} records are dead letters, more than DLQ_BREAKER_SHARE={} percent",
+            opened.dead_letter_count, opened.record_count, self.settings.breaker.share_percent
+        );
+        self.metrics.breaker_opened();
+        let detail = format!(
+            "{reason}; see `audit-consumer dlq list`, mend what produces them, then: audit-consumer dlq resume \
+             --topic {} --partition {} --why WHY",
+            source.topic, source.partition
+        );
+        self.hold(source, HoldCode::BreakerOpen, detail);
+        self.breakers.insert(Arc::clone(source), OpenBreaker { key, reason, is_recorded: false });
+    }
+
+    /// Whether the partition must go on waiting for an operator.
+    pub(super) async fn is_breaker_open(&mut self, offer: &Offer) -> bool {
+        let Some(breaker) = self.breakers.get(&offer.source) else { return false };
+        let (key, reason, is_recorded) = (breaker.key, breaker.reason.clone(), breaker.is_recorded);
+        let Some(mut session) = self.session.take() else { return true };
+        let group = Arc::clone(&self.settings.store.group);
+        let asked = async {
+            if is_recorded {
+                session.is_breaker_open(&group, key).await
+            } else {
+                session.record_breaker(&group, key, &reason).await.map(|()| true)
+            }
+        };
+        let answer = tokio::time::timeout(RELEASE_TIMEOUT, asked).await;
+        match answer.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("breaker"))) {
+            Ok(is_open) => {
+                self.session = Some(session);
+                if let Some(breaker) = self.breakers.get_mut(&offer.source) {
+                    breaker.is_recorded = true;
+                }
+                if !is_open {
+                    self.breakers.remove(&offer.source);
+                    tracing::info!(partition = %offer.source, "the breaker was closed by an operator");
+                }
+                is_open
+            }
+            Err(error) => {
+                tracing::warn!(%error, partition = %offer.source, "the breaker can't be looked up now");
+                true
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What to do with waiting dead letters, given how far their partitions were sent. Pure.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use crate::model::dead_letter::{DeadLetterId, LetterName};
+use crate::model::position::{Offset, Partition, StreamId, StreamPartition};
+use crate::outlet::Position;
+
+/// The partitions' positions, all of `stream`: nothing of a partition at or beyond its position is in the topic.
+pub(super) type Positions = HashMap<Partition, Position>;
+
+/// The dead letters that may be in the topic already: those below their position. The others surely are not.
+pub(super) fn unsure(ids: &[DeadLetterId], positions: &Positions) -> Vec<DeadLetterId> {
+    let is_below = |id: &&DeadLetterId| {
+        positions.get(&id.key.partition).is_none_or(|position| id.offset < position.next)
+    };
+    ids.iter().filter(is_below).copied().collect()
+}
+
+/// The positions after `sent` was sent by `transaction`: of each partition of it, and never back. A dead letter below
+/// its position (it became one late, by a failover) leaves the position where it is.
+pub(super) fn advanced(
+    stream: StreamId,
+    positions: &Positions,
+    sent: &[DeadLetterId],
+    transaction: Uuid,
+) -> Positions {
+    let mut next: Positions = HashMap::new();
+    for id in sent {
+        let partition = id.key.partition;
+        let before = next.get(&partition).or_else(|| positions.get(&partition));
+        let before = before.map_or(Offset::default(), |position| position.next);
+        let after = before.max(id.offset.next());
+        next.insert(partition, Position { stream, next: after, transaction });
+    }
+    next
+}
+
+/// The position of a partition whose committed one is gone or of another stream, from the letters that are in the
+/// topic: after the last of them. `group`: only those of this group count; `None`: those of any, for rows that another
+/// group stored before it handed the stream over.
+pub(super) fn rebuilt<'a>(
+    (stream, partition): (StreamId, Partition),
+    group: Option<&str>,
+    found: impl Iterator<Item = &'a LetterName>,
+) -> Position {
+    let is_ours = |letter: &&LetterName| {
+        letter.id.key == StreamPartition { stream, partition }
+            && group.is_none_or(|group| letter.group == group)
+    };
+    let next = found.filter(is_ours).map(|letter| letter.id.offset.next()).max().unwrap_or_default();
+    Position { stream, next, transaction: Uuid::nil() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: StreamId = StreamId(Uuid::from_u128(1));
+
+    fn id(partition: i32, offset: i64) -> DeadLetterId {
+        let key = StreamPartition { stream: STREAM, partition: Partition(partition) };
+        DeadLetterId { key, offset: Offset::new(offset).unwrap() }
+    }
+
+    fn positions(of: &[(i32, i64)]) -> Positions {
+        of.iter()
+            .map(|(partition, next)| {
+                let next = Offset::new(*next).unwrap();
+                (Partition(*partition), Position { stream: STREAM, next, transaction: Uuid::nil() })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_lies_below_the_position_or_has_none_is_unsure() {
+        let ids = [id(0, 4), id(0, 5), id(1, 0), id(2, 0)];
+        assert_eq!(unsure(&ids, &positions(&[(0, 5), (1, 0)])), [id(0, 4), id(2, 0)]);
+    }
+
+    #[test]
+    fn positions_advance_and_never_go_back() {
+        let transaction = Uuid::from_u128(7);
+        let after =
+            advanced(STREAM, &positions(&[(0, 5), (1, 9)]), &[id(0, 7), id(0, 6), id(1, 3)], transaction);
+        let plain: Vec<(i32, i64)> = [0, 1, 2]
+            .into_iter()
+            .filter_map(|partition| Some((partition, after.get(&Partition(partition))?.next.as_i64())))
+            .collect();
+        assert_eq!(plain, [(0, 8), (1, 9)]);
+        assert!(after.values().all(|position| position.transaction == transaction));
+    }
+
+    #[test]
+    fn a_rebuilt_position_stands_after_the_last_letter_of_its_own_stream_and_group() {
+        let of = |id, group: &str| LetterName { id, group: group.into() };
+        let other = DeadLetterId {
+            key: StreamPartition { stream: StreamId(Uuid::nil()), partition: Partition(0) },
+            ..id(0, 99)
+        };
+        let found = [
+            of(id(0, 3), "ours"),
+            of(id(0, 8), "ours"),
+            of(id(0, 12), "theirs"),
+            of(id(1, 50), "ours"),
+            of(other, "ours"),
+        ];
+        let next =
+            |partition, group| rebuilt((STREAM, Partition(partition)), group, found.iter()).next.as_i64();
+        assert_eq!(next(0, Some("ours")), 9);
+        assert_eq!(next(0, None), 13);
+        assert_eq!(next(2, None), 0);
+    }
+}

@@ -1,0 +1,419 @@
+//! Dead letters in Kafka: each once, whatever is killed when.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use audit_consumer::model::sample::SamplePlan;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Headers, Message};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rustix::process::Signal;
+
+use crate::account::PLAN;
+use crate::scene::{Daemon, Scene, Stack, scaled, send, wait_for};
+
+/// Two of a hundred records are dead letters.
+const FEW: SamplePlan = SamplePlan { invalid_ppm: 20_000, duplicate_ppm: 0, ..PLAN };
+const WAITING: &str = "SELECT count(*) FROM audit_events.dead_letters WHERE relayed_at IS NULL";
+
+/// A record of a topic.
+#[derive(Debug, Clone)]
+pub(crate) struct Letter {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) timestamp: Option<i64>,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Letter {
+    /// The last header of a name, as text.
+    #[track_caller]
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.find_header(name).unwrap_or_else(|| panic!("no {name} in {:?}", self.headers))
+    }
+
+    pub(crate) fn find_header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().rev().find(|(key, _)| key == name)?;
+        Some(std::str::from_utf8(value.as_deref().unwrap()).unwrap())
+    }
+}
+
+/// Reads a topic from end to end, as a reader of this isolation level sees it.
+#[track_caller]
+pub(crate) fn read_topic(stack: &Stack, topic: &str, isolation_level: &str) -> Vec<Letter> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", stack.brokers())
+        .set("group.id", "reader-of-tests")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", isolation_level)
+        .set("auto.offset.reset", "earliest")
+        .create()
+        .unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(10)).unwrap();
+    let partition_count = i32::try_from(metadata.topics()[0].partitions().len()).unwrap();
+    assert!(partition_count > 0, "no topic {topic}");
+    let mut list = TopicPartitionList::new();
+    (0..partition_count)
+        .for_each(|partition| list.add_partition_offset(topic, partition, Offset::Beginning).unwrap());
+    consumer.assign(&list).unwrap();
+    let (mut letters, mut ended) = (Vec::new(), BTreeSet::new());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ended.len() < usize::try_from(partition_count).unwrap() {
+        assert!(Instant::now() < deadline, "{topic} has no end");
+        match consumer.poll(Duration::from_secs(1)) {
+            None => {}
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                ended.insert(partition);
+            }
+            Some(Err(error)) => panic!("{topic}: {error}"),
+            Some(Ok(message)) => letters.push(Letter {
+                partition: message.partition(),
+                offset: message.offset(),
+                timestamp: message.timestamp().to_millis(),
+                key: message.key().map(<[u8]>::to_vec),
+                value: message.payload().map(<[u8]>::to_vec),
+                headers: message
+                    .headers()
+                    .map(|headers| {
+                        headers.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect()
+                    })
+                    .unwrap_or_default(),
+            }),
+        }
+    }
+    letters
+}
+
+pub(crate) fn letter_topic(scene: &Scene) -> String {
+    format!("{}.dlq", scene.topic)
+}
+
+#[track_caller]
+pub(crate) fn wait_until_relayed(scene: &Scene, patience: Duration) {
+    wait_for("no dead letter waits", patience, || scene.number(WAITING) == 0);
+}
+
+/// Asserts that a `read_committed` reader sees each dead letter of the table once, where its row says; returns how
+/// many there are, and how many records an earlier transaction left that was aborted.
+#[track_caller]
+pub(crate) fn check_one_to_one(scene: &Scene) -> (usize, usize) {
+    let topic = letter_topic(scene);
+    let committed = read_topic(&scene.stack, &topic, "read_committed");
+    let mut seen: BTreeMap<String, (i32, i64)> = BTreeMap::new();
+    for letter in &committed {
+        let id = letter.header("dlq.id").to_owned();
+        let before = seen.insert(id.clone(), (letter.partition, letter.offset));
+        assert_eq!(before, None, "{id} is there twice");
+    }
+    let rows = scene.sql(
+        "SELECT stream_id || ':' || source_partition || ':' || source_offset || ' ' || relay_partition || ' ' || \
+                relay_offset FROM audit_events.dead_letters WHERE relayed_at IS NOT NULL",
+    );
+    let marked: BTreeMap<String, (i32, i64)> = rows
+        .lines()
+        .map(|line| {
+            let parts: Vec<&str> = line.split(' ').collect();
+            (parts[0].to_owned(), (parts[1].parse().unwrap(), parts[2].parse().unwrap()))
+        })
+        .collect();
+    assert_eq!(marked, seen, "what is marked is there, at that place, and nothing else");
+    assert_eq!(scene.number(WAITING), 0);
+    let everything = read_topic(&scene.stack, &topic, "read_uncommitted");
+    let places: BTreeSet<(i32, i64)> = seen.values().copied().collect();
+    let all: BTreeSet<(i32, i64)> =
+        everything.iter().map(|letter| (letter.partition, letter.offset)).collect();
+    assert!(places.is_subset(&all));
+    (committed.len(), all.len() - places.len())
+}
+
+#[test]
+fn a_letter_carries_the_record_and_every_header() {
+    let scene = Scene::new("letter", 2);
+    let producer = scene.producer(&[]);
+    let headers = rdkafka::message::OwnedHeaders::new()
+        .insert(rdkafka::message::Header {
+            key: "traceparent",
+            value: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        })
+        .insert(rdkafka::message::Header::<&[u8]> { key: "empty", value: None });
+    // Not older than the source topic's retention.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let timestamp_ms = i64::try_from(now.as_millis()).unwrap() - 60_000;
+    let payload = br#"{"correlation_id":"0189d2a4-0000-7000-8000-000000000001","status":"Odd"}"#;
+    let record: rdkafka::producer::BaseRecord<'_, [u8], [u8]> =
+        rdkafka::producer::BaseRecord::to(&scene.topic)
+            .key(&b"\xffkey"[..])
+            .payload(&payload[..])
+            .partition(1)
+            .timestamp(timestamp_ms)
+            .headers(headers);
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+    send(&producer, &scene.topic, None, None, Some(0));
+    rdkafka::producer::Producer::flush(&producer, Duration::from_secs(10)).unwrap();
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(2, Duration::from_secs(30));
+    wait_until_relayed(&scene, Duration::from_secs(30));
+    check_one_to_one(&scene);
+    let letters = read_topic(&scene.stack, &letter_topic(&scene), "read_committed");
+    let letter = letters.iter().find(|letter| letter.partition == 1).unwrap();
+    assert_eq!(letter.key.as_deref(), Some(&b"\xffkey"[..]));
+    assert_eq!(letter.value.as_deref(), Some(&payload[..]));
+    assert_eq!(letter.timestamp, Some(timestamp_ms));
+    let stream = scene.sql("SELECT stream_id FROM audit_events.streams");
+    let (detail, reason) = (
+        scene.sql("SELECT detail FROM audit_events.dead_letters WHERE source_partition = 1"),
+        scene.sql("SELECT reason FROM audit_events.dead_letters WHERE source_partition = 1"),
+    );
+    let expect: Vec<(&str, Option<String>)> = vec![
+        ("traceparent", Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into())),
+        ("empty", None),
+        ("dlq.id", Some(format!("{stream}:1:0"))),
+        ("dlq.topic", Some(scene.topic.clone())),
+        ("dlq.partition", Some("1".into())),
+        ("dlq.offset", Some("0".into())),
+        ("dlq.timestamp", Some(timestamp_ms.to_string())),
+        ("dlq.group", Some(scene.name.clone())),
+        ("dlq.reason", Some(reason)),
+        ("dlq.detail", Some(detail)),
+        ("dlq.attempt", Some("1".into())),
+        ("dlq.version", Some("1".into())),
+        ("correlation_id", Some("0189d2a4-0000-7000-8000-000000000001".into())),
+    ];
+    let found: Vec<(&str, Option<String>)> = letter
+        .headers
+        .iter()
+        .map(|(key, value)| (&**key, value.clone().map(|value| String::from_utf8(value).unwrap())))
+        .collect();
+    assert_eq!(found, expect);
+    let tombstone = letters.iter().find(|letter| letter.partition == 0).unwrap();
+    assert_eq!((&tombstone.key, &tombstone.value), (&None, &None));
+    assert_eq!(tombstone.header("dlq.reason"), "tombstone");
+    let status = daemon.status().unwrap();
+    assert_eq!(status["relay"]["role"], "leader", "{status:#}");
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+}
+
+/// Every step of the relay at which the process is killed.
+const KILL_POINTS: [&str; 8] = [
+    "relay_after_read",
+    "relay_after_send",
+    "relay_after_offsets",
+    "relay_before_commit",
+    "relay_after_commit",
+    "relay_before_read_back",
+    "relay_before_mark",
+    "relay_after_mark",
+];
+
+#[test]
+fn a_relay_that_is_killed_at_every_step_sends_each_letter_once() {
+    // A static member that comes back has its partitions at once.
+    let scene = Scene::new("relaykill", 6).set("KAFKA_INSTANCE_ID", "only");
+    let round_count = scaled(3, 20);
+    let record_count = scaled(300, 720);
+    let mut produced_count = 0;
+    for round in 0..round_count {
+        for point in KILL_POINTS {
+            scene.produce(&FEW, produced_count, produced_count + record_count);
+            produced_count += record_count;
+            // At the first transaction, or, where the rows are enough for several, at a later one.
+            let mut daemon = scene.daemon_with(&[("FAILPOINTS", &format!("{point}=return"))]);
+            let status = daemon.wait_for_end(Duration::from_secs(40));
+            assert_eq!(
+                std::os::unix::process::ExitStatusExt::signal(&status),
+                Some(9),
+                "{point}, round {round}"
+            );
+        }
+    }
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(produced_count, Duration::from_secs(120));
+    wait_until_relayed(&scene, Duration::from_secs(60));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    let (letter_count, aborted_count) = check_one_to_one(&scene);
+    assert_eq!(u64::try_from(letter_count).unwrap(), FEW.totals(produced_count).dead_letters);
+    assert!(aborted_count > 0, "no transaction was ever aborted");
+    eprintln!("{produced_count} records, {letter_count} letters, {aborted_count} aborted records");
+    scene.verify().check(FEW.totals(produced_count));
+}
+
+fn end_relay_sessions(scene: &Scene) -> u64 {
+    scene.number(&format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+          WHERE datname = '{}' AND application_name = 'audit-consumer/relay'",
+        scene.name
+    ))
+}
+
+#[test]
+fn two_leaders_against_each_other_send_each_letter_once() {
+    let scene = Scene::new("relaytwo", 4);
+    // Whoever leads dawdles at some step for longer than the other one waits, and meanwhile its session, and the lock
+    // with it, is taken away.
+    let steps = KILL_POINTS.map(|point| format!("{point}=15%sleep(3000)")).join(";");
+    let settings = [("FAILPOINTS", steps.as_str())];
+    let mut daemons = [scene.daemon_with(&settings), scene.daemon_with(&settings)];
+    let round_count = scaled(20, 100);
+    for round in 0..round_count {
+        scene.produce(&FEW, round * 500, (round + 1) * 500);
+        std::thread::sleep(Duration::from_millis(700));
+        end_relay_sessions(&scene);
+    }
+    scene.wait_until_read(round_count * 500, Duration::from_secs(60));
+    wait_until_relayed(&scene, Duration::from_secs(90));
+    let fenced = |daemon: &Daemon| {
+        let metrics = daemon.get("/metrics").unwrap().1;
+        metrics.contains("relay_failures_total{class=\"fenced\"}")
+    };
+    assert!(daemons.iter().any(fenced), "no leader ever met the other");
+    for daemon in &mut daemons {
+        assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    }
+    let (letter_count, aborted_count) = check_one_to_one(&scene);
+    eprintln!("{letter_count} letters, {aborted_count} aborted records");
+}
+
+#[test]
+fn a_stopped_relay_holds_readers_up_for_half_a_minute_at_most_and_is_fenced_then() {
+    let scene = Scene::new("relaystop", 1);
+    scene.send_all(&[Some(b"no event".to_vec())]);
+    let daemon = scene.daemon_with(&[("FAILPOINTS", "relay_after_send=1*sleep(2000)")]);
+    let topic = letter_topic(&scene);
+    wait_for("the letter is sent", Duration::from_secs(30), || {
+        scene.number("SELECT count(*) FROM audit_events.dead_letters") == 1
+            && !uncommitted(&scene, &topic).is_empty()
+    });
+    daemon.signal(Signal::STOP);
+    let stopped_at = Instant::now();
+    let producer = scene.producer(&[]);
+    send(&producer, &topic, None, Some(b"behind it"), Some(0));
+    rdkafka::producer::Producer::flush(&producer, Duration::from_secs(10)).unwrap();
+    let sees_it = || {
+        read_topic(&scene.stack, &topic, "read_committed")
+            .iter()
+            .any(|letter| letter.value.as_deref() == Some(b"behind it"))
+    };
+    assert!(!sees_it(), "nothing was open");
+    wait_for("readers go on", Duration::from_secs(31), sees_it);
+    eprintln!("readers waited {:?}", stopped_at.elapsed());
+    assert!(stopped_at.elapsed() <= Duration::from_secs(30));
+    daemon.signal(Signal::CONT);
+    wait_until_relayed(&scene, Duration::from_secs(60));
+    let letters = read_topic(&scene.stack, &topic, "read_committed");
+    assert_eq!(letters.iter().filter(|letter| letter.find_header("dlq.id").is_some()).count(), 1);
+}
+
+/// The records of a topic that may not be there yet.
+fn uncommitted(scene: &Scene, topic: &str) -> Vec<Letter> {
+    let topics = scene.topics();
+    if topics.iter().any(|name| name == topic) {
+        read_topic(&scene.stack, topic, "read_uncommitted")
+    } else {
+        vec![]
+    }
+}
+
+#[test]
+fn marks_and_positions_that_were_lost_bring_no_letter_twice() {
+    let scene = Scene::new("relaylost", 3);
+    scene.produce(&FEW, 0, 5_000);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(5_000, Duration::from_secs(60));
+    wait_until_relayed(&scene, Duration::from_secs(30));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    let forget =
+        "UPDATE audit_events.dead_letters SET relayed_at = NULL, relay_partition = NULL, relay_offset = NULL";
+    for (is_position_lost, is_part) in [(false, true), (true, true), (false, false)] {
+        // A failover that lost marks; then one of Kafka's group, too.
+        scene.sql(&format!("{forget} WHERE {}", if is_part { "source_offset % 3 = 0" } else { "true" }));
+        if is_position_lost {
+            scene.delete_group(&format!("{}.dlq", scene.name));
+        }
+        let mut daemon = scene.daemon();
+        wait_until_relayed(&scene, Duration::from_secs(30));
+        assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+        let (letter_count, _) = check_one_to_one(&scene);
+        assert_eq!(u64::try_from(letter_count).unwrap(), FEW.totals(5_000).dead_letters);
+    }
+}
+
+#[test]
+fn a_topic_that_takes_less_gets_a_part_with_hash_and_pointer() {
+    const LIMIT: usize = 20_000;
+    let scene = Scene::new("relaysize", 1).set("DLQ_BREAKER_SHARE", "100");
+    scene.create_topic_named(&letter_topic(&scene), 1, &[("max.message.bytes", &LIMIT.to_string())]);
+    let sizes: Vec<usize> = (0..40)
+        .map(|step| LIMIT - 1_500 + step * 50)
+        .chain([LIMIT, LIMIT + 1, LIMIT * 10, 600_000])
+        .collect();
+    let payloads: Vec<Option<Vec<u8>>> = sizes.iter().map(|size| Some(vec![b'x'; *size])).collect();
+    scene.send_all(&payloads);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(u64::try_from(sizes.len()).unwrap(), Duration::from_secs(60));
+    wait_until_relayed(&scene, Duration::from_secs(60));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    check_one_to_one(&scene);
+    let letters = read_topic(&scene.stack, &letter_topic(&scene), "read_committed");
+    assert_eq!(letters.len(), sizes.len());
+    let (mut whole_count, mut cut_count) = (0, 0);
+    for letter in letters {
+        let size = sizes[usize::try_from(letter.header("dlq.offset").parse::<i64>().unwrap()).unwrap()];
+        let value = letter.value.clone().unwrap();
+        match letter.find_header("dlq.truncated") {
+            None => {
+                assert_eq!(value.len(), size);
+                whole_count += 1;
+            }
+            Some(what) => {
+                assert_eq!(what, "value");
+                assert!(value.len() < size && value.iter().all(|byte| *byte == b'x'));
+                assert_eq!(letter.header("dlq.value.length"), size.to_string());
+                let hash = scene.sql(&format!("SELECT encode(sha256(payload), 'hex') FROM audit_events.dead_letters WHERE source_offset = {}", letter.header("dlq.offset")));
+                assert_eq!(letter.header("dlq.value.sha256"), hash);
+                let row = letter.header("dlq.pointer").strip_prefix("audit_events.dead_letters/").unwrap();
+                assert_eq!(scene.number(&format!("SELECT octet_length(payload) FROM audit_events.dead_letters WHERE dead_letter_id = {row}")), u64::try_from(size).unwrap());
+                cut_count += 1;
+            }
+        }
+    }
+    assert!(whole_count > 0 && cut_count > 4, "{whole_count} whole, {cut_count} cut");
+}
+
+#[test]
+fn a_letter_topic_that_was_made_takes_a_record_as_large_as_its_source_does() {
+    let scene = Scene::new("relaylarge", 1);
+    // The broker's limit for the source is 8 MiB; this is decoded as too large, and kept whole.
+    scene.send_all(&[Some(vec![b'x'; 7_900_000])]);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(1, Duration::from_secs(30));
+    wait_until_relayed(&scene, Duration::from_secs(30));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    let letters = read_topic(&scene.stack, &letter_topic(&scene), "read_committed");
+    assert_eq!(letters[0].value.as_ref().map(Vec::len), Some(7_900_000));
+    assert_eq!(letters[0].header("dlq.reason"), "too_large");
+}
+
+#[test]
+fn a_topic_that_refuses_old_timestamps_gets_the_letter_all_the_same() {
+    let scene = Scene::new("relaytime", 1);
+    scene.create_topic_named(&letter_topic(&scene), 3, &[("message.timestamp.before.max.ms", "3600000")]);
+    let producer = scene.producer(&[]);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let old_ms = i64::try_from(now.as_millis()).unwrap() - 7_200_000;
+    let record: rdkafka::producer::BaseRecord<'_, [u8], [u8]> =
+        rdkafka::producer::BaseRecord::to(&scene.topic).payload(&b"old"[..]).timestamp(old_ms);
+    producer.send(record).map_err(|(error, _)| error).unwrap();
+    rdkafka::producer::Producer::flush(&producer, Duration::from_secs(10)).unwrap();
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(1, Duration::from_secs(30));
+    wait_until_relayed(&scene, Duration::from_secs(30));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    check_one_to_one(&scene);
+    let letters = read_topic(&scene.stack, &letter_topic(&scene), "read_committed");
+    assert_eq!(letters[0].header("dlq.timestamp"), old_ms.to_string());
+    assert!(letters[0].timestamp.unwrap() > old_ms + 3_600_000);
+}
