@@ -121,6 +121,10 @@ pub enum OutletError {
     },
 }
 
+/// What the relay must be allowed to do.
+const RIGHTS: &str = "grant CREATE, DESCRIBE and WRITE on the dead letter topic, READ on its source topic, WRITE on the \
+    transactional.id and READ on the group, both named as the consumer group with .dlq behind it";
+
 impl OutletError {
     fn of(step: &'static str, source: KafkaError) -> Self {
         let code = match &source {
@@ -138,7 +142,7 @@ impl OutletError {
                 | RDKafkaErrorCode::ClusterAuthorizationFailed
                 | RDKafkaErrorCode::GroupAuthorizationFailed
                 | RDKafkaErrorCode::TransactionalIdAuthorizationFailed,
-            ) => Self::Refused { step, advice: "grant what docs call the relay's rights".into(), source },
+            ) => Self::Refused { step, advice: RIGHTS.into(), source },
             _ => Self::Unavailable { step, source },
         }
     }

@@ -417,3 +417,125 @@ fn a_topic_that_refuses_old_timestamps_gets_the_letter_all_the_same() {
     assert_eq!(letters[0].header("dlq.timestamp"), old_ms.to_string());
     assert!(letters[0].timestamp.unwrap() > old_ms + 3_600_000);
 }
+
+/// Access rules of a broker, taken away when dropped: the last one first, as the first one allows that.
+struct Rules<'a> {
+    stack: &'a Stack,
+    rules: Vec<Vec<&'a str>>,
+}
+
+impl<'a> Rules<'a> {
+    fn add(stack: &'a Stack, rules: &[&[&'a str]]) -> Self {
+        let mut added = Self { stack, rules: Vec::new() };
+        for rule in rules {
+            added.run(&["--add"], rule);
+            added.rules.push(rule.to_vec());
+        }
+        added
+    }
+
+    fn run(&self, what: &[&str], rule: &[&str]) {
+        let tool =
+            ["kafka-tool", "org.apache.kafka.tools.AclCommand", "--bootstrap-server", self.stack.brokers()];
+        self.stack.run(&[&tool, what, rule].concat());
+    }
+}
+
+impl Drop for Rules<'_> {
+    fn drop(&mut self) {
+        self.rules.iter().rev().for_each(|rule| self.run(&["--remove", "--force"], rule));
+    }
+}
+
+#[test]
+fn a_letter_topic_that_can_not_be_made_holds_up_letters_and_nothing_else() {
+    let stack = Stack::private();
+    let scene = Scene::on(&stack, "relayrights", 2);
+    let topic = letter_topic(&scene);
+    // Once a resource has a rule, what no rule allows is refused: so the cluster is allowed to everyone first.
+    let rules: [&[&str]; 4] = [
+        &["--allow-principal", "User:*", "--operation", "All", "--cluster"],
+        &["--deny-principal", "User:*", "--operation", "Create", "--cluster"],
+        &["--allow-principal", "User:*", "--operation", "All", "--topic", &topic],
+        &["--deny-principal", "User:*", "--operation", "Create", "--topic", &topic],
+    ];
+    let rules = Rules::add(&stack, &rules);
+    scene.produce(&PLAN, 0, 10_000);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(10_000, Duration::from_secs(60));
+    let metric = |text: &str| daemon.get("/metrics").is_some_and(|(_, metrics)| metrics.contains(text));
+    wait_for("the alert's metric", Duration::from_secs(20), || metric("audit_consumer_relay_stuck 1"));
+    let dead_letter_count = PLAN.totals(10_000).dead_letters;
+    wait_for("the backlog is told", Duration::from_secs(20), || {
+        metric(&format!("audit_consumer_relay_waiting {dead_letter_count}"))
+    });
+    let (code, body) = daemon.get("/readyz").unwrap();
+    assert!(code == 200 && body.contains(&topic) && body.contains("create topic"), "{code} {body}");
+    assert!(!scene.topics().contains(&topic));
+    drop(rules);
+    wait_until_relayed(&scene, Duration::from_secs(60));
+    wait_for("all is well again", Duration::from_secs(20), || metric("audit_consumer_relay_stuck 0"));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    assert_eq!(u64::try_from(check_one_to_one(&scene).0).unwrap(), dead_letter_count);
+    scene.verify().check(PLAN.totals(10_000));
+}
+
+#[test]
+fn positions_and_transactional_ids_that_expire_bring_no_letter_twice() {
+    // The private stack's broker forgets offsets after a minute and transactional ids after 20 seconds.
+    let stack = Stack::private();
+    let scene = Scene::on(&stack, "relayexpiry", 3);
+    scene.produce(&FEW, 0, 5_000);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(5_000, Duration::from_secs(60));
+    wait_until_relayed(&scene, Duration::from_secs(30));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    let group = format!("{}.dlq", scene.name);
+    let position_count = || {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", stack.brokers())
+            .set("group.id", &group)
+            .create()
+            .unwrap();
+        let mut list = TopicPartitionList::new();
+        (0..3).for_each(|partition| drop(list.add_partition(&scene.topic, partition)));
+        let found = consumer.committed_offsets(list, Duration::from_secs(10)).unwrap();
+        found.elements().iter().filter(|element| element.offset() != Offset::Invalid).count()
+    };
+    assert_eq!(position_count(), 3);
+    let waited = wait_for("kafka forgets the positions", Duration::from_secs(150), || position_count() == 0);
+    eprintln!("positions were forgotten after {waited:?}");
+    // A failover lost some marks meanwhile, and there is more to send.
+    scene.sql("UPDATE audit_events.dead_letters SET relayed_at = NULL, relay_partition = NULL, relay_offset = NULL WHERE source_offset % 2 = 0");
+    scene.produce(&FEW, 5_000, 8_000);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(8_000, Duration::from_secs(60));
+    wait_until_relayed(&scene, Duration::from_secs(60));
+    assert!(daemon.log_text().contains("the relay's position was gone"));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    assert_eq!(u64::try_from(check_one_to_one(&scene).0).unwrap(), FEW.totals(8_000).dead_letters);
+}
+
+#[test]
+fn a_broker_that_is_killed_during_a_commit_costs_time_and_no_letter() {
+    let stack = Stack::private();
+    let scene = Scene::on(&stack, "relaybroker", 3).set("KAFKA_SESSION_TIMEOUT_MS", "45000");
+    let round_count = scaled(2, 20);
+    let points = ["relay_after_send", "relay_before_commit", "relay_after_commit"];
+    // Each third transaction or so waits just there while the broker is killed.
+    let steps = points.map(|point| format!("{point}=40%sleep(700)")).join(";");
+    let mut daemon = scene.daemon_with(&[("FAILPOINTS", &steps)]);
+    daemon.wait_until_reading(3);
+    for round in 0..round_count {
+        scene.produce(&FEW, round * 1_000, (round + 1) * 1_000);
+        std::thread::sleep(Duration::from_millis(300 + round * 173 % 900));
+        stack.run(&["restart", "kafka", "immediate"]);
+    }
+    scene.wait_until_read(round_count * 1_000, Duration::from_secs(120));
+    wait_until_relayed(&scene, Duration::from_secs(120));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    let (letter_count, aborted_count) = check_one_to_one(&scene);
+    assert_eq!(u64::try_from(letter_count).unwrap(), FEW.totals(round_count * 1_000).dead_letters);
+    eprintln!("{letter_count} letters, {aborted_count} aborted records");
+    scene.verify();
+}

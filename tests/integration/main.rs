@@ -13,6 +13,7 @@
 )]
 
 mod account;
+mod broker;
 mod crash;
 mod letters;
 mod operator;
