@@ -12,7 +12,7 @@
 //! | --- | --- |
 //! | 0 | [`model`] |
 //! | 1 | [`config`], [`observe`] |
-//! | 2 | [`source`], [`store`] |
+//! | 2 | [`source`], [`spool`], [`store`] |
 //! | 3 | [`pipeline`] |
 //! | 4 | [`http`] |
 //! | 5 | [`app`] |
@@ -26,4 +26,5 @@ pub mod model;
 pub mod observe;
 pub mod pipeline;
 pub mod source;
+pub mod spool;
 pub mod store;
