@@ -187,8 +187,10 @@ pub struct Footer {
 
 /// A chunk whose records don't add up to its range can't be spooled: it would be believed later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the records of a chunk from {start} to {end} don't add up to it")]
+#[error("the records of {key} from {start} to {end} don't add up to that range")]
 pub struct Contradiction {
+    /// The partition of the stream.
+    pub key: StreamPartition,
     /// Where the chunk says that it starts.
     pub start: Offset,
     /// Where it says that it ends.
@@ -246,7 +248,7 @@ pub fn encode_batch(
     chunk: &Chunk,
     stamp: BatchStamp,
 ) -> Result<BatchLine, Contradiction> {
-    let (range, absent_count) = account(chunk)?;
+    let (range, absent_count) = account(key, chunk)?;
     let start = out.len();
     for record in &chunk.records {
         encode_record(out, chunk, record);
@@ -388,8 +390,8 @@ fn close_line(out: &mut Vec<u8>, start: usize) {
 }
 
 /// The range of a chunk and how many offsets of it are absent, when its records add up to it.
-fn account(chunk: &Chunk) -> Result<(OffsetRange, u64), Contradiction> {
-    let contradiction = Contradiction { start: chunk.start, end: chunk.end };
+fn account(key: StreamPartition, chunk: &Chunk) -> Result<(OffsetRange, u64), Contradiction> {
+    let contradiction = Contradiction { key, start: chunk.start, end: chunk.end };
     let range = OffsetRange::new(chunk.start, chunk.end).ok_or(contradiction)?;
     let offsets = chunk.records.iter().map(|record| (record.offset, record.absent_before));
     let absent_count = parse::absent_count(range, offsets, chunk.absent_after).ok_or(contradiction)?;

@@ -165,7 +165,11 @@ impl Disk for LocalDisk {
         let mut entries = Vec::new();
         for entry in fs::read_dir(path)? {
             let entry = entry?;
-            let metadata = entry.metadata()?;
+            let metadata = match entry.metadata() {
+                // Moved by its owner between the two calls.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
             if metadata.is_file() {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 entries.push(Entry { name, len_bytes: metadata.len() });

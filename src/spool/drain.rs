@@ -1,10 +1,13 @@
 //! Reading back for PostgreSQL, oldest first.
 
-use crate::model::position::{Offset, StreamPartition};
-use crate::model::spool::walk::{Depth, Step, Walk};
-use crate::model::spool::{SegmentNumber, SpooledBatch};
+use std::path::PathBuf;
 
-use super::disk::Disk;
+use crate::model::position::{Offset, StreamPartition};
+use crate::model::record::Chunk;
+use crate::model::spool::walk::{Depth, Step, Walk};
+use crate::model::spool::{BatchLine, BatchStamp, SegmentNumber, SpooledBatch, encode_batch};
+
+use super::disk::{Disk, DiskFile};
 use super::error::{Doing, SpoolError};
 use super::held::{PartitionRanges, without};
 use super::recover::{Quarantined, QuarantinedWhen, quarantined};
@@ -23,6 +26,31 @@ struct OpenSegment<F> {
     number: SegmentNumber,
     walk: Walk,
     lines: Lines<F>,
+}
+
+/// What stands next in a segment.
+enum Read {
+    Batch(Box<SpooledBatch>),
+    /// Its last durable batch is behind us.
+    End,
+    Damage,
+}
+
+impl<F: DiskFile> OpenSegment<F> {
+    fn next_batch(&mut self, end_len_bytes: u64) -> std::io::Result<Read> {
+        while self.lines.at < end_len_bytes {
+            let Some(line) = self.lines.next()? else { return Ok(Read::Damage) };
+            match self.walk.step(line.bytes) {
+                Step::Header(_) | Step::Record => {}
+                Step::Batch(_) => {
+                    let batch = self.walk.take_batch();
+                    return Ok(batch.map_or(Read::Damage, |batch| Read::Batch(Box::new(batch))));
+                }
+                Step::Footer(_) | Step::Damage { .. } => return Ok(Read::Damage),
+            }
+        }
+        Ok(Read::End)
+    }
 }
 
 impl<F> Default for Drain<F> {
@@ -51,12 +79,14 @@ impl<D: Disk> Spool<D> {
     /// can be made again later.
     pub fn next(&mut self, drain: &mut Drain<D::File>) -> Result<Next, SpoolError> {
         loop {
-            let Some(index) = self.segments.iter().position(|segment| segment.number >= drain.next) else {
+            let index = self.segments.iter().position(|segment| segment.number >= drain.next);
+            let Some((segment, behind)) = index.and_then(|index| {
+                let segment = self.segments.get(index)?;
+                Some((segment, self.segments.len() - index - 1))
+            }) else {
                 return Ok(Next::End);
             };
-            let Some(segment) = self.segments.get(index) else { return Ok(Next::End) };
             let (number, end_len_bytes) = (segment.number, segment.end.len_bytes);
-            let is_last = index + 1 == self.segments.len();
             let path = self.layout.segment(number);
             let open = match drain.open.take().filter(|open| open.number == number) {
                 Some(open) => open,
@@ -67,31 +97,38 @@ impl<D: Disk> Spool<D> {
                 },
             };
             drain.next = number;
-            let open = drain.open.insert(open);
-            if open.lines.at >= end_len_bytes {
-                if is_last {
-                    return Ok(Next::End);
-                }
-                drain.next = number.next();
-                continue;
-            }
-            let step = open.lines.next().doing("read", &path)?.map(|line| open.walk.step(line.bytes));
-            match step {
-                Some(Step::Batch(_)) => {
-                    if let Some(batch) = open.walk.take_batch()
-                        && !self.is_drained(batch.line.key, batch.line.range.end())
-                    {
-                        return Ok(Next::Batch(Box::new(batch)));
-                    }
-                }
-                Some(Step::Header(_) | Step::Record) => {}
-                None | Some(Step::Footer(_) | Step::Damage { .. }) => {
+            match drain.open.insert(open).next_batch(end_len_bytes).doing("read", &path)? {
+                Read::Batch(batch) if self.is_drained(batch.line.key, batch.line.range.end()) => {}
+                Read::Batch(batch) => return Ok(Next::Batch(batch)),
+                Read::End if behind == 0 => return Ok(Next::End),
+                Read::End => drain.next = number.next(),
+                Read::Damage => {
                     let quarantined = self.quarantine(number)?;
                     drain.next = number.next();
                     return Ok(Next::Quarantined(Box::new(quarantined)));
                 }
             }
         }
+    }
+
+    /// Copies a batch that `drain` has just found to quarantine, as PostgreSQL must not take it: it is of another
+    /// stream, or its offsets were declared a gap. [`Spool::mark_drained`] may pass over it then.
+    ///
+    /// # Errors
+    /// [`SpoolError::Full`] and [`SpoolError::Failed`]; the copy can be tried again.
+    pub fn set_aside(
+        &mut self,
+        drain: &Drain<D::File>,
+        (line, chunk): (&BatchLine, &Chunk),
+    ) -> Result<PathBuf, SpoolError> {
+        let BatchLine { number, append, created_at_ms, .. } = *line;
+        let mut lines = Vec::new();
+        encode_batch(&mut lines, line.key, chunk, BatchStamp { number, append, created_at_ms })?;
+        let path = self.layout.batch(drain.next, number);
+        self.write_new(&path, &lines)?;
+        self.quarantined_file_count += 1;
+        self.quarantined_len_bytes += u64::try_from(lines.len()).unwrap_or(u64::MAX);
+        Ok(path)
     }
 
     fn is_drained(&self, key: StreamPartition, end: Offset) -> bool {

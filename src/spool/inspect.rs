@@ -10,6 +10,7 @@ use super::disk::{Disk, LocalDisk};
 use super::error::{Doing, SpoolError};
 use super::held::{PartitionRanges, ranges_of};
 use super::layout::{Layout, Name};
+use super::recover::{Missing, missing};
 use super::scan::{Damage, FooterSeen, SegmentScan};
 
 /// A view of a spool directory.
@@ -145,6 +146,19 @@ impl<D: Disk> Inspection<D> {
             if is_newest && scan.has_torn_tail() { FindingKind::Unfinished } else { FindingKind::Damage };
         let finding = |damage| Finding { kind, path: file.path.clone(), damage };
         Ok(scan.damages.into_iter().map(finding).collect())
+    }
+
+    /// The segments that should be there: each header names the one before it.
+    ///
+    /// # Errors
+    /// As for [`Self::summary`].
+    pub fn missing(&self) -> Result<Vec<Missing>, SpoolError> {
+        let files = self.files()?;
+        let known = files.iter().map(|file| file.number).collect();
+        let held = files.iter().filter(|file| file.place == SegmentPlace::Held);
+        let scans: Result<Vec<_>, _> =
+            held.map(|file| self.scan(file, Depth::Checksums, |_batch| ())).collect();
+        Ok(missing(&scans?, &known))
     }
 
     /// Hands over the whole batches of a file that stand in their places, in order, one in memory at a time;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::model::spool::SegmentNumber;
+use crate::model::spool::{BatchNumber, SegmentNumber};
 
 const QUARANTINE: &str = "quarantine";
 const DRAINED: &str = "drained";
@@ -17,15 +17,19 @@ pub(super) enum Name {
     Segment(SegmentNumber),
     /// A segment that was drained at that time, in milliseconds since the Unix epoch.
     Drained(SegmentNumber, i64),
-    /// What was cut off a segment, from that byte on.
+    /// What was cut off a segment.
     Tail(SegmentNumber),
+    /// A batch that was set aside.
+    Batch(SegmentNumber),
 }
 
 impl Name {
     /// The segment that is meant.
     pub(super) const fn segment(self) -> SegmentNumber {
         match self {
-            Self::Segment(number) | Self::Drained(number, _) | Self::Tail(number) => number,
+            Self::Segment(number) | Self::Drained(number, _) | Self::Tail(number) | Self::Batch(number) => {
+                number
+            }
         }
     }
 
@@ -39,6 +43,7 @@ impl Name {
             None => Some(Self::Segment(number)),
             Some(Some(("drained", at))) => Some(Self::Drained(number, at.parse().ok()?)),
             Some(Some(("tail", at))) => at.parse().ok().map(|_at: u64| Self::Tail(number)),
+            Some(Some(("batch", batch))) => batch.parse().ok().map(|_batch: u64| Self::Batch(number)),
             Some(_) => None,
         }
     }
@@ -83,6 +88,10 @@ impl Layout {
         self.quarantine().join(format!("segment-{:016}-tail-{at}.jsonl", number.0))
     }
 
+    pub(super) fn batch(&self, number: SegmentNumber, batch: BatchNumber) -> PathBuf {
+        self.quarantine().join(format!("segment-{:016}-batch-{batch}.jsonl", number.0))
+    }
+
     pub(super) fn drained_segment(&self, number: SegmentNumber, at_ms: i64) -> PathBuf {
         self.drained().join(format!("segment-{:016}-drained-{at_ms}.jsonl", number.0))
     }
@@ -119,6 +128,7 @@ mod tests {
         check(layout.segment(SegmentNumber(u64::MAX)), Name::Segment(SegmentNumber(u64::MAX)));
         check(layout.drained_segment(number, 12), Name::Drained(number, 12));
         check(layout.tail(number, 12), Name::Tail(number));
+        check(layout.batch(number, BatchNumber(12)), Name::Batch(number));
     }
 
     #[test]

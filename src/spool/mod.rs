@@ -20,6 +20,7 @@
 //! drained/segment-0000000000000006-drained-1700000000000.jsonl   PostgreSQL has it; kept for SPOOL_KEEP
 //! quarantine/segment-0000000000000003.jsonl       a damaged segment
 //! quarantine/segment-0000000000000005-tail-4711.jsonl            what was cut off a segment at byte 4711
+//! quarantine/segment-0000000000000004-batch-38.jsonl             a batch that was set aside
 //! *.new                                           being written; removed at the next start
 //! ```
 //!
@@ -61,7 +62,7 @@
 //! To cut is to copy the bytes to `quarantine/` first. To seal is to write what is intact, and a footer, to a
 //! new file, sync it and let it take the place: what an earlier process could not sync may be in memory only,
 //! and a sync of the same file would not tell. When there is no room for that, the file stays as it is, is
-//! synced, and the next header says where it ended.
+//! synced for what that is worth, and the next header says where it ended.
 //!
 //! The intact batches of a quarantined segment are not held: their ranges are reported and read again from
 //! Kafka. Files in `quarantine/` are reported at every start for as long as they are there.
@@ -75,7 +76,8 @@
 //! [`Spool::next`] gives batches oldest first, one in memory at a time, and leaves out those that lie before
 //! the position that [`Spool::mark_drained`] was told. A segment moves to `drained/` when all of its batches
 //! lie before the positions, and all older segments have moved: so what is in the directory has no holes that
-//! were made on purpose. How far a segment is drained is not written down: after a restart its batches come
+//! were made on purpose. A batch that PostgreSQL must not take is copied to `quarantine/` by
+//! [`Spool::set_aside`] before it is marked. How far a segment is drained is not written down: after a restart its batches come
 //! again, and PostgreSQL's position says which of them to drop. The newest drained segment is emptied instead
 //! of removed when its time is over: its name proves that its successor's predecessor is not missing.
 //!
@@ -170,8 +172,8 @@ impl<D: Disk> Spool<D> {
     /// Opens a directory, making it if there is none: takes its lock and recovers what it holds.
     ///
     /// # Errors
-    /// [`SpoolError::Held`] while another process has it, [`SpoolError::Failed`] when the disk can't be read or
-    /// what has to be moved can't be moved. Nothing is lost then, and it may be opened again.
+    /// [`SpoolError::Held`] while another process has it, [`SpoolError::Failed`] or [`SpoolError::Full`] when the
+    /// disk can't be read or what has to be moved can't be moved. Nothing is lost then, and it may be opened again.
     pub fn open(
         directory: &Path,
         limits: SpoolLimits,
@@ -196,11 +198,13 @@ impl<D: Disk> Spool<D> {
         by_key.into_values().collect()
     }
 
-    /// Where each partition goes on that is held: behind its newest batch.
+    /// Where each partition goes on that is held: behind its newest batch. A partition that is drained has none:
+    /// there PostgreSQL knows.
     #[must_use]
     pub fn tails(&self) -> Vec<Tail> {
         let mut by_key = BTreeMap::new();
-        for (key, part) in self.segments.iter().flat_map(|segment| &segment.parts) {
+        let parts = self.segments.iter().flat_map(|segment| &segment.parts);
+        for (key, part) in parts.filter(|(key, part)| !part.is_drained(self.positions.get(key))) {
             let topic = std::sync::Arc::clone(&part.topic);
             by_key.insert(*key, Tail { key: *key, topic, position: part.newest_end });
         }

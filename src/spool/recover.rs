@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use crate::model::spool::walk::Depth;
-use crate::model::spool::{BatchNumber, Closing, Footer, SegmentNumber, encode_footer};
+use crate::model::spool::{BatchNumber, Closing, Footer, Header, SegmentNumber, encode_footer};
 
 use super::disk::{Disk, DiskFile, Entry, LockFault};
 use super::error::{Doing, SpoolError};
@@ -201,15 +201,7 @@ impl<D: Disk> Spool<D> {
         let scan = self.scan(name.segment(), &file)?;
         self.quarantined_file_count += 1;
         self.quarantined_len_bytes += entry.len_bytes;
-        self.pass_numbers(&scan);
         Ok(quarantined(file, &scan, QuarantinedWhen::Earlier, scan.unknown(None, None)))
-    }
-
-    /// New batches get numbers behind all that are there.
-    fn pass_numbers(&mut self, scan: &SegmentScan) {
-        let last = scan.found_lines().map(|line| line.number.next()).max();
-        let due = scan.header.map(|header| header.next_batch);
-        self.next_batch = last.into_iter().chain(due).fold(self.next_batch, BatchNumber::max);
     }
 
     /// Finds the verdict on each segment, and carries it out.
@@ -217,15 +209,10 @@ impl<D: Disk> Spool<D> {
         let headers: Vec<_> = scans.iter().map(|scan| scan.header).collect();
         let mut before = None;
         for (index, scan) in scans.into_iter().enumerate() {
-            let next = headers.get(index + 1);
-            let successor = match next.map(|header| header.and_then(|header| header.previous)) {
-                None => Successor::None,
-                Some(None) => Successor::Silent,
-                Some(Some(closing)) => Successor::Names(closing),
-            };
-            self.pass_numbers(&scan);
+            let behind = headers.get(index + 1..).unwrap_or_default();
+            let successor = successor(behind);
             let after = scan.found_lines().map(|line| line.number.next()).max();
-            let until = next.copied().flatten().map(|header| header.next_batch);
+            let until = behind.first().copied().flatten().map(|header| header.next_batch);
             match judge(&scan, successor) {
                 Verdict::Keep => self.keep(&scan, scan.end(), scan.len_bytes),
                 Verdict::Unused => {
@@ -257,6 +244,7 @@ impl<D: Disk> Spool<D> {
         };
         for batch in scan.batches.iter().filter(|batch| batch.closing.len_bytes <= end.len_bytes) {
             segment.add(&batch.line);
+            self.next_batch = batch.line.number.next();
         }
         self.segments.push_back(segment);
     }
@@ -334,13 +322,28 @@ impl<D: Disk> Spool<D> {
         to: &Path,
         last: &[u8],
     ) -> Result<(), SpoolError> {
-        let unfinished = Layout::unfinished(to);
         let mut source = self.disk.open(from).doing("open", from)?;
         source.go_to(at).doing("read", from)?;
+        self.write_with(to, |target| {
+            copy(&mut source, target, len_bytes)?;
+            target.append(last)
+        })
+    }
+
+    /// Writes a new file with the name `to`.
+    pub(super) fn write_new(&self, to: &Path, bytes: &[u8]) -> Result<(), SpoolError> {
+        self.write_with(to, |target| target.append(bytes))
+    }
+
+    /// Gives the name `to` to a file only when it is whole and durable.
+    fn write_with(
+        &self,
+        to: &Path,
+        write: impl FnOnce(&mut D::File) -> std::io::Result<()>,
+    ) -> Result<(), SpoolError> {
+        let unfinished = Layout::unfinished(to);
         let mut target = self.disk.create(&unfinished).doing("create", &unfinished)?;
-        let written = copy(&mut source, &mut target, len_bytes)
-            .and_then(|()| target.append(last))
-            .and_then(|()| target.sync());
+        let written = write(&mut target).and_then(|()| target.sync());
         if let Err(error) = written.and_then(|()| self.disk.rename(&unfinished, to)) {
             // It takes room; if it stays, the next start removes it.
             if let Err(error) = self.disk.remove(&unfinished) {
@@ -383,8 +386,18 @@ fn copy(source: &mut impl DiskFile, target: &mut impl DiskFile, len_bytes: u64) 
     Ok(())
 }
 
+/// What the headers behind a segment say of it. One that can't be read may be of a segment that was never begun:
+/// then the next one counts.
+fn successor(behind: &[Option<Header>]) -> Successor {
+    match behind.iter().flatten().next().map(|header| header.previous) {
+        None if behind.is_empty() => Successor::None,
+        None | Some(None) => Successor::Silent,
+        Some(Some(closing)) => Successor::Names(closing),
+    }
+}
+
 /// The segments that headers name and that are nowhere.
-fn missing(scans: &[SegmentScan], known: &BTreeSet<SegmentNumber>) -> Vec<Missing> {
+pub(super) fn missing(scans: &[SegmentScan], known: &BTreeSet<SegmentNumber>) -> Vec<Missing> {
     let mut found = Vec::new();
     let mut before: Option<BatchNumber> = None;
     for scan in scans {

@@ -59,7 +59,7 @@ impl<D: Disk> Spool<D> {
 
     fn write(&mut self, lines: &[u8], batches: &[BatchLine], now_ms: i64) -> Result<(), SpoolError> {
         let len_bytes = u64::try_from(lines.len()).unwrap_or(u64::MAX);
-        self.make_room(len_bytes + HEADER_LEN_BYTES_MAX + FOOTER_LEN_BYTES_MAX)?;
+        self.make_room(len_bytes.saturating_add(HEADER_LEN_BYTES_MAX + FOOTER_LEN_BYTES_MAX))?;
         let is_long = |segment: &Segment| segment.end.len_bytes >= self.limits.segment_len_bytes;
         if self.active.is_some() && self.segments.back().is_some_and(is_long) {
             self.seal_active();
@@ -81,6 +81,10 @@ impl<D: Disk> Spool<D> {
         for batch in batches {
             segment.add(batch);
             self.next_batch = batch.number.next();
+            // A position that went back (a failover lost commits) is told by what is appended from there.
+            if let Some(position) = self.positions.get_mut(&batch.key) {
+                *position = (*position).min(batch.range.start());
+            }
         }
         self.previous = Some(segment.end);
         Ok(())
@@ -91,20 +95,21 @@ impl<D: Disk> Spool<D> {
         let drained_len_bytes = self.drained_len_bytes();
         let held_len_bytes = self.total_len_bytes();
         let max_len_bytes = self.limits.max_len_bytes;
-        if held_len_bytes - drained_len_bytes + needed_len_bytes > max_len_bytes {
+        if (held_len_bytes - drained_len_bytes).saturating_add(needed_len_bytes) > max_len_bytes {
             return Err(SpoolError::Full(Shortage::Limit { held_len_bytes, max_len_bytes }));
         }
         let min_free_len_bytes = self.limits.min_free_len_bytes;
+        let wanted_len_bytes = needed_len_bytes.saturating_add(min_free_len_bytes);
         let free_len_bytes = self.free_len_bytes()?;
-        if free_len_bytes + drained_len_bytes < needed_len_bytes + min_free_len_bytes {
+        if free_len_bytes.saturating_add(drained_len_bytes) < wanted_len_bytes {
             return Err(SpoolError::Full(Shortage::Floor { free_len_bytes, min_free_len_bytes }));
         }
-        let too_long = (held_len_bytes + needed_len_bytes).saturating_sub(max_len_bytes);
-        let too_low = (needed_len_bytes + min_free_len_bytes).saturating_sub(free_len_bytes);
+        let too_long = held_len_bytes.saturating_add(needed_len_bytes).saturating_sub(max_len_bytes);
+        let too_low = wanted_len_bytes.saturating_sub(free_len_bytes);
         self.remove_drained(too_long.max(too_low))?;
         // What was removed may be still counted as used, by a process that reads it: ask again.
         let free_len_bytes = if too_low > 0 { self.free_len_bytes()? } else { free_len_bytes };
-        if free_len_bytes < needed_len_bytes + min_free_len_bytes {
+        if free_len_bytes < wanted_len_bytes {
             return Err(SpoolError::Full(Shortage::Floor { free_len_bytes, min_free_len_bytes }));
         }
         Ok(())

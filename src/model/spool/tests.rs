@@ -186,7 +186,7 @@ fn a_chunk_that_does_not_add_up_is_refused_and_leaves_nothing() {
         change(&mut chunk);
         let mut out = b"before".to_vec();
         let refused = encode_batch(&mut out, key(0), &chunk, stamp(1));
-        assert_eq!(refused, Err(Contradiction { start: chunk.start, end: chunk.end }));
+        assert_eq!(refused, Err(Contradiction { key: key(0), start: chunk.start, end: chunk.end }));
         assert_eq!(out, b"before");
     };
     check(|chunk| chunk.end = at(14));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::scene::{Drained, LIMITS, PlainChunk, drain, keyed, open};
+use super::scene::{Drained, LIMITS, PlainChunk, drain, keyed, open, segment_path};
 use super::sim::{Crash, Plan, SimDisk, SimFault};
 use crate::model::record::Chunk;
 use crate::model::spool::tests::{at, key, plain, small_chunk};
@@ -191,4 +191,43 @@ fn bytes_that_only_memory_has_are_on_the_disk_once_they_are_held() {
     disk.crash(Crash::Nothing);
     let (mut spool, _) = open(&disk, SMALL).unwrap();
     assert_eq!(drain(&mut spool).unwrap(), held);
+}
+
+#[test]
+fn what_is_appended_below_an_old_position_is_not_taken_for_drained() {
+    // 1. Partition 0 is drained up to 100. 2. A failover loses commits, and records from 50 on are read again.
+    // 3. PostgreSQL goes away, and they are spooled, before anybody could say that the position went back.
+    let disk = SimDisk::default();
+    let (mut spool, _) = open(&disk, LIMITS).unwrap();
+    spool.append(&keyed(&[small_chunk(0, 90, 10)]), 1).unwrap();
+    spool.mark_drained(key(0), at(100), 1).unwrap();
+    let again = small_chunk(0, 50, 10);
+    spool.append(&keyed(std::slice::from_ref(&again)), 2).unwrap();
+    spool.mark_drained(key(1), at(5), 3).unwrap();
+    assert_eq!(spool.tails()[0].position, at(60));
+    assert_eq!(drain(&mut spool).unwrap().chunks, [plain(&again)]);
+}
+
+#[test]
+fn a_leftover_without_a_header_does_not_hide_the_successor() {
+    // 1. An append is written and its sync fails; the cut fails too. 2. The next segment fails to begin, and stays
+    // as an empty file. 3. The one after it begins, and its header says where the first one ended.
+    let disk = SimDisk::default();
+    let (mut spool, _) = open(&disk, LIMITS).unwrap();
+    spool.append(&keyed(&append_chunks(0)), 1).unwrap();
+    let held = disk.bytes(&segment_path(1));
+    spool.append(&keyed(&append_chunks(1)), 1).unwrap();
+    let with_unacknowledged = disk.bytes(&segment_path(1));
+    drop(spool);
+    disk.put(&segment_path(1), &held);
+    disk.put(&segment_path(2), b"");
+    let (mut spool, _) = open(&disk, LIMITS).unwrap();
+    spool.append(&keyed(&append_chunks(1)), 1).unwrap();
+    drop(spool);
+    disk.put(&segment_path(1), &with_unacknowledged);
+    disk.put(&segment_path(2), b"");
+    let (mut spool, recovery) = open(&disk, LIMITS).unwrap();
+    assert_eq!((recovery.cuts.len(), recovery.quarantined.len(), recovery.missing.len()), (1, 0, 0));
+    let chunks: Vec<_> = append_chunks(0).iter().chain(&append_chunks(1)).map(plain).collect();
+    assert_eq!(drain(&mut spool).unwrap().chunks, chunks);
 }

@@ -111,6 +111,42 @@ fn a_spool_is_read_along_while_it_is_written_to() {
 }
 
 #[test]
+fn a_batch_that_is_set_aside_is_kept_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut spool, _) = open(directory.path(), LIMITS).unwrap();
+    spool.append(&keyed(&[small_chunk(0, 0, 3), small_chunk(1, 0, 3)]), 1).unwrap();
+    let mut progress = Drain::default();
+    let Next::Batch(batch) = spool.next(&mut progress).unwrap() else { panic!() };
+    let (line, chunk) = (batch.line.clone(), batch.into_chunk(AssignmentId(1)));
+    let aside = spool.set_aside(&progress, (&line, &chunk)).unwrap();
+    spool.mark_drained(key(0), at(3), 1).unwrap();
+    let Next::Batch(other) = spool.next(&mut progress).unwrap() else { panic!() };
+    assert_eq!(other.line.key, key(1));
+    let segment = fs::read_to_string(directory.path().join("segment-0000000000000001.jsonl")).unwrap();
+    let written: String = segment.split_inclusive('\n').skip(1).take(4).collect();
+    assert_eq!(fs::read_to_string(&aside).unwrap(), written);
+    drop(spool);
+    let (_, recovery) = open(directory.path(), LIMITS).unwrap();
+    assert_eq!(recovery.quarantined[0].file, aside);
+    assert_eq!(recovery.quarantined[0].whole[0].ranges[0].end(), at(3));
+}
+
+#[test]
+fn a_segment_that_is_taken_away_is_missed_when_reading_along() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = SpoolLimits { segment_len_bytes: 0, ..LIMITS };
+    let (mut spool, _) = open(directory.path(), limits).unwrap();
+    for index in 0..3 {
+        spool.append(&keyed(&[small_chunk(0, index, 1)]), 1).unwrap();
+    }
+    let inspection = Inspection::new(directory.path(), LocalDisk);
+    assert_eq!(inspection.missing().unwrap(), []);
+    fs::remove_file(directory.path().join("segment-0000000000000002.jsonl")).unwrap();
+    let missing = inspection.missing().unwrap();
+    assert_eq!((missing.len(), missing[0].segment.0, missing[0].named_by.0), (1, 2, 3));
+}
+
+#[test]
 fn damage_is_found_with_file_and_line() {
     let directory = tempfile::tempdir().unwrap();
     let limits = SpoolLimits { segment_len_bytes: 0, ..LIMITS };

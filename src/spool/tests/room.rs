@@ -1,6 +1,6 @@
 //! A full disk pauses, and loses nothing; drained segments make room first.
 
-use super::scene::{LIMITS, PlainChunk, drain, keyed, open};
+use super::scene::{LIMITS, PlainChunk, drain, keyed, open, segment_path};
 use super::sim::SimDisk;
 use crate::model::spool::tests::{at, key, plain, small_chunk};
 use crate::spool::{Shortage, Spool, SpoolError, SpoolLimits};
@@ -61,6 +61,33 @@ fn a_process_starts_on_a_disk_without_any_room() {
         assert_eq!(drain(&mut spool).unwrap().chunks, held);
         assert!(fill(&mut spool, 0).0.is_empty());
     }
+}
+
+#[test]
+fn a_torn_tail_stays_where_it_is_until_there_is_room_to_keep_it() {
+    let disk = SimDisk::default();
+    let (mut spool, _) = open(&disk, LIMITS).unwrap();
+    let (first, torn) = (small_chunk(0, 0, 5), small_chunk(0, 5, 5));
+    spool.append(&keyed(std::slice::from_ref(&first)), 1).unwrap();
+    let held_len = disk.bytes(&segment_path(1)).len();
+    spool.append(&keyed(std::slice::from_ref(&torn)), 1).unwrap();
+    drop(spool);
+    let bytes = disk.bytes(&segment_path(1));
+    disk.put(&segment_path(1), &bytes[..bytes.len() - 10]);
+    disk.set_capacity(Some(0));
+    for _ in 0..2 {
+        let (mut spool, recovery) = open(&disk, LIMITS).unwrap();
+        let [cut] = recovery.cuts.as_slice() else { panic!("{:?}", recovery.cuts) };
+        assert_eq!((cut.at, &cut.file), (u64::try_from(held_len).unwrap(), &None));
+        assert_eq!(recovery.tails[0].position, at(5));
+        assert_eq!(drain(&mut spool).unwrap().chunks, [plain(&first)]);
+    }
+    disk.set_capacity(None);
+    let (mut spool, recovery) = open(&disk, LIMITS).unwrap();
+    let kept = recovery.cuts[0].file.clone().unwrap();
+    assert_eq!(disk.bytes(&kept), bytes[held_len..bytes.len() - 10]);
+    spool.append(&keyed(std::slice::from_ref(&torn)), 1).unwrap();
+    assert_eq!(drain(&mut spool).unwrap().chunks, [plain(&first), plain(&torn)]);
 }
 
 #[test]
