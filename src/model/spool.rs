@@ -22,13 +22,13 @@
 //! A **batch** is the unit that is held or not held. Its record lines come first, its batch line ends it and
 //! says what it covers: one partition of one stream, `[start, end)`, how many records and how many absent
 //! offsets, and the length and the CRC-32C of its record lines. `records + absent = end - start`, always.
-//! Batches are numbered through all segments, from 1, without a gap, so one that is missing, doubled or out of
-//! place is noticed. `append` is the number of the first batch that was made durable together with this one:
+//! Batches are numbered from 1 through all segments that name each other, without a gap, so one that is missing,
+//! doubled or out of place is noticed. `append` is the number of the first batch that was made durable together with this one:
 //! after a crash only the last append may be incomplete.
 //!
 //! The **header** says which segment came before, where its last batch ended, and the CRC-32C of its bytes up
 //! to there. So a segment that is missing is noticed, and a segment whose end could not be written is known to
-//! end where its successor says. `previous` is `null` for the first one. The **footer** ends a segment that is
+//! end where its successor says. `previous` is `null` when no segment was held before it. The **footer** ends a segment that is
 //! full: it says what the segment holds, with the length and the CRC-32C of all bytes before it.
 //!
 //! [`walk`] reads the lines of a segment one by one and says of each what it means or what is wrong with it.

@@ -222,23 +222,41 @@ fn a_segment_with_any_bit_flipped_is_accounted_for() {
 }
 
 #[test]
-fn a_segment_with_lines_dropped_doubled_or_swapped_is_accounted_for() {
+fn a_segment_with_lines_or_batches_dropped_doubled_or_swapped_is_accounted_for() {
     everywhere(|scene| {
         let lines: Vec<&[u8]> = scene.bytes().split_inclusive(|byte| *byte == b'\n').collect();
-        for index in 0..lines.len() {
-            let mut dropped = lines.clone();
-            dropped.remove(index);
-            scene.check(&dropped.concat(), || format!("{:?} without line {index}", scene.stands));
-            for other in 0..lines.len() {
-                let mut doubled = lines.clone();
-                doubled.insert(other, lines[index]);
-                scene.check(&doubled.concat(), || format!("{:?} {index} again at {other}", scene.stands));
-                let mut swapped = lines.clone();
-                swapped.swap(index, other);
-                scene.check(&swapped.concat(), || format!("{:?} {index} and {other}", scene.stands));
+        rearrange(scene, &lines);
+        let ends_batch = |line: &&&[u8]| line.starts_with(br#"{"kind":"batch""#) || **line == lines[0];
+        let mut batches: Vec<&[u8]> = Vec::new();
+        let (mut start, mut at) = (0, 0);
+        for line in &lines {
+            at += line.len();
+            if ends_batch(&line) || at == scene.bytes().len() {
+                batches.push(&scene.bytes()[start..at]);
+                start = at;
             }
         }
+        assert!(batches.len() >= 7 && batches.concat() == scene.bytes());
+        rearrange(scene, &batches);
     });
+}
+
+#[track_caller]
+fn rearrange(scene: &Scene, pieces: &[&[u8]]) {
+    let stands = scene.stands;
+    for index in 0..pieces.len() {
+        let mut dropped = pieces.to_vec();
+        dropped.remove(index);
+        scene.check(&dropped.concat(), || format!("{stands:?} without {index} of {}", pieces.len()));
+        for other in 0..pieces.len() {
+            let mut doubled = pieces.to_vec();
+            doubled.insert(other, pieces[index]);
+            scene.check(&doubled.concat(), || format!("{stands:?} {index} again at {other}"));
+            let mut swapped = pieces.to_vec();
+            swapped.swap(index, other);
+            scene.check(&swapped.concat(), || format!("{stands:?} {index} and {other} swapped"));
+        }
+    }
 }
 
 #[test]
