@@ -12,7 +12,7 @@
 //! | --- | --- |
 //! | 0 | [`model`] |
 //! | 1 | [`config`], `failpoint`, `native`, [`observe`] |
-//! | 2 | [`outlet`], [`source`], [`store`] |
+//! | 2 | [`outlet`], [`source`], [`spool`], [`store`] |
 //! | 3 | [`pipeline`], [`relay`] |
 //! | 4 | [`http`] |
 //! | 5 | [`app`] |
@@ -30,4 +30,5 @@ pub mod outlet;
 pub mod pipeline;
 pub mod relay;
 pub mod source;
+pub mod spool;
 pub mod store;

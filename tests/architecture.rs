@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const ROWS: &[&[&str]] = &[
     &["model"],
     &["config", "failpoint", "native", "observe"],
-    &["outlet", "source", "store"],
+    &["outlet", "source", "spool", "store"],
     &["pipeline", "relay"],
     &["http"],
     &["app"],

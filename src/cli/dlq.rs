@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::ExitStatus;
 use super::table::{Table, with_thousands};
-use crate::model::dead_letter::{DeadLetterId, DeadLetterRow, encode_base64, headers_to_json};
+use crate::model::base64;
+use crate::model::dead_letter::{DeadLetterId, DeadLetterRow, headers_to_json};
 use crate::model::position::Partition;
 use crate::outlet::{OutletError, OutletSettings};
 use crate::store::{
@@ -241,7 +242,7 @@ fn bytes_json(bytes: Option<&[u8]>) -> (Value, Value) {
     match bytes.map(|bytes| (bytes, std::str::from_utf8(bytes))) {
         None => (Value::Null, Value::Null),
         Some((_, Ok(text))) => (text.into(), Value::Null),
-        Some((bytes, Err(_not_text))) => (Value::Null, encode_base64(bytes).into()),
+        Some((bytes, Err(_not_text))) => (Value::Null, base64::encode(bytes).into()),
     }
 }
 
@@ -314,7 +315,7 @@ fn for_people(bytes: &[u8]) -> String {
             .chars()
             .map(|c| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c })
             .collect(),
-        Err(_not_text) => format!("base64 {}", encode_base64(bytes)),
+        Err(_not_text) => format!("base64 {}", base64::encode(bytes)),
     }
 }
 

@@ -35,6 +35,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::base64;
 use super::position::{Offset, Partition, StreamId, StreamPartition};
 
 /// What a dead letter topic's name adds to its source topic's.
@@ -270,7 +271,7 @@ impl DeadLetterRow {
         let error = json!(format!("{}: {detail}", self.reason));
         let timestamp = json!(self.created_at);
         let bytes = match (value, text) {
-            (Some(value), None) => format!(r#","original_event_base64":"{}""#, encode_base64(value)),
+            (Some(value), None) => format!(r#","original_event_base64":"{}""#, base64::encode(value)),
             _ => String::new(),
         };
         format!(
@@ -313,13 +314,6 @@ impl fmt::Display for Hexadecimal<'_> {
     }
 }
 
-/// Base64 by RFC 4648 section 4, with padding: what `decode(.., 'base64')` of PostgreSQL reads.
-#[must_use]
-pub fn encode_base64(bytes: &[u8]) -> String {
-    use base64::Engine;
-    base64::engine::general_purpose::STANDARD.encode(bytes)
-}
-
 /// What a header of `dead_letters.headers` can look like that this does not read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a header as dead_letters.headers holds it: {0}")]
@@ -329,10 +323,10 @@ pub struct NoHeader(String);
 /// or holds U+0000, is given as `key_base64` instead, so that nothing is altered.
 pub fn headers_to_json<'a>(headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> serde_json::Value {
     let entries = headers.map(|(key, value)| {
-        let value = value.map(encode_base64);
+        let value = value.map(base64::encode);
         match std::str::from_utf8(key) {
             Ok(key) if !key.contains('\0') => json!({"key": key, "value": value}),
-            _ => json!({"key_base64": encode_base64(key), "value": value}),
+            _ => json!({"key_base64": base64::encode(key), "value": value}),
         }
     });
     serde_json::Value::Array(entries.collect())
@@ -343,17 +337,15 @@ pub fn headers_to_json<'a>(headers: impl Iterator<Item = (&'a [u8], Option<&'a [
 /// # Errors
 /// [`NoHeader`] names the first entry that it did not write.
 pub fn headers_from_json(json: &serde_json::Value) -> Result<Vec<RecordHeader>, NoHeader> {
-    use base64::Engine;
-    let decode = |text: &str| base64::engine::general_purpose::STANDARD.decode(text).ok();
     let read = |entry: &serde_json::Value| {
         let key = match (entry.get("key"), entry.get("key_base64")) {
             (Some(key), None) => key.as_str()?.as_bytes().to_vec(),
-            (None, Some(key)) => decode(key.as_str()?)?,
+            (None, Some(key)) => base64::decode(key.as_str()?)?,
             _ => return None,
         };
         let value = match entry.get("value")? {
             serde_json::Value::Null => None,
-            value => Some(decode(value.as_str()?)?),
+            value => Some(base64::decode(value.as_str()?)?),
         };
         Some((key, value))
     };

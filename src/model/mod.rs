@@ -1,9 +1,10 @@
-//! The pure core: positions, decoding, events, batches, dead letters, retry policy.
+//! The pure core: positions, decoding, events, batches, dead letters, spool lines, retry policy.
 //!
 //! Promises: every function is total and depends on its arguments alone. Never here: tokio, rdkafka, sqlx,
 //! the file system, the environment, a clock, randomness, tracing (`tests/architecture.rs` keeps this).
 
 pub mod backoff;
+pub mod base64;
 pub mod batch;
 pub mod breaker;
 pub mod dead_letter;
@@ -14,4 +15,5 @@ pub mod position;
 pub mod record;
 pub mod rejection;
 pub mod sample;
+pub mod spool;
 mod timestamp;

@@ -1,0 +1,171 @@
+//! The spool on a real file system.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::scene::{LIMITS, keyed};
+use crate::model::record::AssignmentId;
+use crate::model::spool::encode_shown_record;
+use crate::model::spool::tests::{at, key, plain, small_chunk};
+use crate::spool::disk::LocalDisk;
+use crate::spool::{
+    Drain, FindingKind, Inspection, Next, Recovery, SegmentPlace, Spool, SpoolError, SpoolLimits,
+};
+
+fn open(directory: &Path, limits: SpoolLimits) -> Result<(Spool, Recovery), SpoolError> {
+    Spool::open(directory, limits, Uuid::from_u128(1), LocalDisk)
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn a_spool_survives_its_process_and_is_drained() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("a/spool");
+    let limits = SpoolLimits { segment_len_bytes: 2_000, ..LIMITS };
+    let chunks: Vec<_> = (0..10).map(|index| small_chunk(0, index * 5, 5)).collect();
+    let (mut spool, recovery) = open(&root, limits).unwrap();
+    assert_eq!(recovery, Recovery::default());
+    for chunk in &chunks {
+        spool.append(&keyed(std::slice::from_ref(chunk)), 1).unwrap();
+    }
+    drop(spool);
+    let (mut spool, recovery) = open(&root, limits).unwrap();
+    assert_eq!(recovery.tails[0].position, at(50));
+    assert_eq!(spool.stats().record_count, 50);
+    let mut progress = Drain::default();
+    for chunk in &chunks {
+        let Next::Batch(batch) = spool.next(&mut progress).unwrap() else { panic!() };
+        let end = batch.line.range.end();
+        assert_eq!(plain(&batch.into_chunk(AssignmentId(1))), plain(chunk));
+        spool.mark_drained(key(0), end, 5).unwrap();
+    }
+    assert!(matches!(spool.next(&mut progress).unwrap(), Next::End));
+    assert_eq!(spool.stats().segment_count, 0);
+    // A drain at its end goes on with what is appended later.
+    spool.append(&keyed(&[small_chunk(0, 50, 1)]), 6).unwrap();
+    assert!(matches!(spool.next(&mut progress).unwrap(), Next::Batch(_)));
+    spool.append(&keyed(&[small_chunk(0, 51, 1)]), 6).unwrap();
+    assert!(matches!(spool.next(&mut progress).unwrap(), Next::Batch(_)));
+    assert!(matches!(spool.next(&mut progress).unwrap(), Next::End));
+}
+
+#[test]
+fn a_second_process_is_refused_and_told_who_has_the_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, _) = open(directory.path(), LIMITS).unwrap();
+    let refused = open(directory.path(), LIMITS).unwrap_err();
+    let expected =
+        format!("spool directory {} is in use by process {}", directory.path().display(), std::process::id());
+    assert_eq!(refused.to_string(), expected);
+    drop(first);
+    open(directory.path(), LIMITS).unwrap();
+}
+
+#[test]
+fn only_the_owner_may_read_what_is_spooled() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("spool");
+    let (mut spool, _) = open(&root, LIMITS).unwrap();
+    spool.append(&keyed(&[small_chunk(0, 0, 1)]), 1).unwrap();
+    for path in [root.clone(), root.join("drained"), root.join("quarantine")] {
+        assert_eq!(mode(&path), 0o700, "{}", path.display());
+    }
+    for path in [root.join("LOCK"), root.join("segment-0000000000000001.jsonl")] {
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+}
+
+#[test]
+fn a_spool_is_read_along_while_it_is_written_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = SpoolLimits { segment_len_bytes: 1_000, ..LIMITS };
+    let (mut spool, _) = open(directory.path(), limits).unwrap();
+    let inspection = Inspection::new(directory.path(), LocalDisk);
+    assert_eq!(inspection.files().unwrap(), []);
+    for index in 0..5 {
+        spool.append(&keyed(&[small_chunk(0, index * 5, 5)]), 1).unwrap();
+    }
+    let files = inspection.files().unwrap();
+    assert!(files.len() > 1 && files.iter().all(|file| file.place == SegmentPlace::Held));
+    let mut shown = Vec::new();
+    for file in &files {
+        assert_eq!(inspection.verify(file).unwrap(), []);
+        inspection
+            .read(file, |batch| {
+                let key = batch.line.key;
+                let chunk = batch.into_chunk(AssignmentId(1));
+                chunk.records.iter().for_each(|record| encode_shown_record(&mut shown, key, &chunk, record));
+            })
+            .unwrap();
+    }
+    assert_eq!(shown.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count(), 25);
+    let summary = inspection.summary(&files[0]).unwrap();
+    assert!(summary.is_sealed && summary.ranges[0].ranges[0].start() == at(0));
+    assert!(!inspection.summary(files.last().unwrap()).unwrap().is_sealed);
+}
+
+#[test]
+fn a_batch_that_is_set_aside_is_kept_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut spool, _) = open(directory.path(), LIMITS).unwrap();
+    spool.append(&keyed(&[small_chunk(0, 0, 3), small_chunk(1, 0, 3)]), 1).unwrap();
+    let mut progress = Drain::default();
+    let Next::Batch(batch) = spool.next(&mut progress).unwrap() else { panic!() };
+    let (line, chunk) = (batch.line.clone(), batch.into_chunk(AssignmentId(1)));
+    let aside = spool.set_aside(&progress, (&line, &chunk)).unwrap();
+    spool.mark_drained(key(0), at(3), 1).unwrap();
+    let Next::Batch(other) = spool.next(&mut progress).unwrap() else { panic!() };
+    assert_eq!(other.line.key, key(1));
+    let segment = fs::read_to_string(directory.path().join("segment-0000000000000001.jsonl")).unwrap();
+    let written: String = segment.split_inclusive('\n').skip(1).take(4).collect();
+    assert_eq!(fs::read_to_string(&aside).unwrap(), written);
+    drop(spool);
+    let (_, recovery) = open(directory.path(), LIMITS).unwrap();
+    assert_eq!(recovery.quarantined[0].file, aside);
+    assert_eq!(recovery.quarantined[0].whole[0].ranges[0].end(), at(3));
+}
+
+#[test]
+fn a_segment_that_is_taken_away_is_missed_when_reading_along() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = SpoolLimits { segment_len_bytes: 0, ..LIMITS };
+    let (mut spool, _) = open(directory.path(), limits).unwrap();
+    for index in 0..3 {
+        spool.append(&keyed(&[small_chunk(0, index, 1)]), 1).unwrap();
+    }
+    let inspection = Inspection::new(directory.path(), LocalDisk);
+    assert_eq!(inspection.missing().unwrap(), []);
+    fs::remove_file(directory.path().join("segment-0000000000000002.jsonl")).unwrap();
+    let missing = inspection.missing().unwrap();
+    assert_eq!((missing.len(), missing[0].segment.0, missing[0].named_by.0), (1, 2, 3));
+}
+
+#[test]
+fn damage_is_found_with_file_and_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = SpoolLimits { segment_len_bytes: 0, ..LIMITS };
+    let (mut spool, _) = open(directory.path(), limits).unwrap();
+    for index in 0..2 {
+        spool.append(&keyed(&[small_chunk(0, index * 5, 5)]), 1).unwrap();
+    }
+    let inspection = Inspection::new(directory.path(), LocalDisk);
+    let files = inspection.files().unwrap();
+    for (file, kind) in files.iter().zip([FindingKind::Damage, FindingKind::Unfinished]) {
+        let mut bytes = fs::read(&file.path).unwrap();
+        let third_line = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(1).unwrap().0 + 1;
+        bytes[third_line + 30] ^= 1;
+        fs::write(&file.path, bytes).unwrap();
+        let findings = inspection.verify(file).unwrap();
+        let first = &findings[0];
+        assert_eq!((first.kind, &first.path), (kind, &file.path));
+        assert_eq!(first.damage.line_number, 3);
+        assert_eq!(first.damage.at, u64::try_from(third_line).unwrap());
+        assert!(first.damage.fault.to_string().starts_with("the line's checksum is "));
+    }
+}
