@@ -5,7 +5,7 @@
 -- its outcome is known, so one that was interrupted is found and settled by the next.
 --
 -- Advisory locks: hashtextextended('audit-consumer/relay/' || group_id, 0), by the one relay of a group;
--- hashtextextended('audit-consumer/redrive/' || group_id, 0), by a redrive or discard.
+-- hashtextextended('audit-consumer/redrive', 0), by a redrive or discard.
 
 CREATE TABLE IF NOT EXISTS audit_events.dead_letter_actions (
     action_id        bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -33,6 +33,8 @@ CREATE INDEX IF NOT EXISTS dead_letter_actions_redrive ON audit_events.dead_lett
 CREATE UNIQUE INDEX IF NOT EXISTS dead_letter_actions_final
     ON audit_events.dead_letter_actions (stream_id, source_partition, source_offset)
     WHERE action IN ('redriven', 'discarded');
+
+CREATE UNIQUE INDEX IF NOT EXISTS dead_letters_id ON audit_events.dead_letters (dead_letter_id);
 
 CREATE OR REPLACE VIEW audit_events.dead_letter_states AS
 SELECT d.dead_letter_id, d.stream_id, d.source_partition, d.source_offset, d.group_id, d.topic, d.reason,

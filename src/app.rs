@@ -86,13 +86,18 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let pipeline =
         Pipeline::start(settings, board.clone(), (Arc::clone(&metrics), clock.clone()), stopped.clone())?;
     let relay = Relay::new(relay, board.clone(), (Arc::clone(&metrics), clock.clone()));
-    let relay = tokio::spawn(relay.run(stopped.clone()));
+    let mut relay = tokio::spawn(relay.run(stopped.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), group = config.kafka.group, %address, "started");
     let http = tokio::spawn(Http::new(board, metrics, clock).serve(listener, stopped));
     let pipeline = pipeline.run();
     tokio::pin!(pipeline);
     let outcome = tokio::select! {
         outcome = &mut pipeline => outcome,
+        _ = &mut relay => {
+            tracing::error!("the relay ended; the process must be started again");
+            stop_and_wait(&stop, pipeline).await?;
+            anyhow::bail!("the relay ended");
+        }
         _ = terminate.recv() => stop_and_wait(&stop, pipeline).await,
         _ = interrupt.recv() => stop_and_wait(&stop, pipeline).await,
     };

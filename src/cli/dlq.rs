@@ -43,7 +43,7 @@ pub struct FilterArgs {
     #[arg(long, value_name = "CODE")]
     pub reason: Option<String>,
     /// Only stored at or after this time, such as 2026-11-24T08:00:00Z
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     pub since: Option<String>,
 }
 
@@ -118,6 +118,14 @@ pub struct ResumeArgs {
     pub json: bool,
 }
 
+/// A time by RFC 3339, as it was given.
+fn time(text: &str) -> Result<String, String> {
+    match chrono::DateTime::parse_from_rfc3339(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{error}; a time is written 2026-11-24T08:00:00Z")),
+    }
+}
+
 impl From<&FilterArgs> for LetterFilter {
     fn from(args: &FilterArgs) -> Self {
         Self {
@@ -148,10 +156,6 @@ pub async fn run(
         DlqCommand::Resume(args) => resume(args, store, out).await,
     };
     match outcome {
-        Err(error) if matches!(error.downcast_ref(), Some(StoreError::Refused { .. })) => {
-            writeln!(out, "nothing was done: {error}; is --since a time, such as 2026-11-24T08:00:00Z?")?;
-            Ok(ExitStatus::Refused)
-        }
         Err(error) if error.is::<OutletError>() => {
             writeln!(out, "not done, as far as is known; the next `dlq redrive` settles it: {error}")?;
             Ok(ExitStatus::Unreachable)
@@ -358,8 +362,8 @@ async fn begin(
         Ok(filter) => filter,
         Err(reason) => return Ok(Err(reason)),
     };
-    if !session.lock_letters(&store.group).await? {
-        return Ok(Err(format!("another redrive or discard of group {} is under way", store.group)));
+    if !session.lock_letters().await? {
+        return Ok(Err("another redrive or discard is under way in this database".into()));
     }
     Ok(Ok((session, filter)))
 }
@@ -405,7 +409,10 @@ async fn resume(args: &ResumeArgs, store: &StoreSettings, out: &mut dyn Write) -
         writeln!(out, "{:#}", json!({"resumed": partitions}))?;
     } else {
         for (topic, partition) in &resumed {
-            writeln!(out, "{topic}/{partition} goes on within seconds, with an empty window")?;
+            writeln!(
+                out,
+                "{topic}/{partition} goes on within seconds, with an empty window, where a process still holds it"
+            )?;
         }
     }
     if resumed.is_empty() {

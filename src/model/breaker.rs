@@ -44,6 +44,9 @@ impl Breaker {
     /// Counts a committed batch. `Some` when the window is full and its share of dead letters is over the limit.
     #[must_use]
     pub fn count(&mut self, record_count: u64, dead_letter_count: u64) -> Option<Opened> {
+        if record_count == 0 {
+            return None;
+        }
         self.batches.push_back((record_count, dead_letter_count));
         self.record_count += record_count;
         self.dead_letter_count += dead_letter_count;

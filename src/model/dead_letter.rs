@@ -50,7 +50,9 @@ pub const ID_HEADER: &str = "dlq.id";
 pub const GROUP_HEADER: &str = "dlq.group";
 const ATTEMPT_HEADER: &str = "dlq.attempt";
 /// Headers that a redrive adds to the original ones; taken away again before the next redrive.
-const REDRIVE_HEADERS: &[&str] = &[ATTEMPT_HEADER, REDRIVEN_FROM_HEADER, REDRIVE_HEADER];
+const REDRIVE_HEADERS: &[&str] =
+    &[ATTEMPT_HEADER, REDRIVEN_FROM_HEADER, REDRIVE_HEADER, FIRST_TIMESTAMP_HEADER];
+const FIRST_TIMESTAMP_HEADER: &str = "dlq.first-timestamp";
 const REDRIVEN_FROM_HEADER: &str = "dlq.redriven-from";
 /// Header that names the redrive (one Kafka transaction) that a record of the source topic came by.
 pub const REDRIVE_HEADER: &str = "dlq.redrive";
@@ -212,17 +214,20 @@ impl DeadLetterRow {
         })
     }
 
-    /// The record for the source topic: as it was, with the attempt, where it comes from and by which redrive.
+    /// The record for the source topic: as it was, with the attempt, where it comes from and by which redrive. Its own
+    /// time is that of the sending, as a topic may delete or refuse what is old; the first one stands in a header.
     #[must_use]
     pub fn redriven(&self, redrive: Uuid) -> OutgoingRecord {
         let is_ours = |key: &[u8]| REDRIVE_HEADERS.iter().any(|name| name.as_bytes() == key);
         let mut headers: Vec<RecordHeader> =
             self.headers.iter().filter(|(key, _)| !is_ours(key)).cloned().collect();
+        let is_first_time = |(key, _): &&RecordHeader| key == FIRST_TIMESTAMP_HEADER.as_bytes();
+        let first_time = self.headers.iter().find(is_first_time).cloned();
+        headers.extend(first_time.or_else(|| self.timestamp_ms.map(|ms| header(FIRST_TIMESTAMP_HEADER, ms))));
         headers.push(header(ATTEMPT_HEADER, self.attempt()));
         headers.push(header(REDRIVEN_FROM_HEADER, self.id));
         headers.push(header(REDRIVE_HEADER, redrive));
-        let (key, value) = (self.key.clone(), self.value.clone());
-        OutgoingRecord { key, value, headers, timestamp_ms: self.timestamp_ms }
+        OutgoingRecord { key: self.key.clone(), value: self.value.clone(), headers, timestamp_ms: None }
     }
 
     fn assemble(&self, format: LetterFormat, cut: Cut) -> OutgoingRecord {

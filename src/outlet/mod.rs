@@ -46,6 +46,12 @@ impl OutletSettings {
         Self { properties, group: group.to_owned() }
     }
 
+    /// The same for another group, to fence its producers.
+    #[must_use]
+    pub fn for_group(&self, group: &str) -> Self {
+        Self { properties: self.properties.clone(), group: group.to_owned() }
+    }
+
     /// The group in which the relay's position is kept; nobody joins it.
     #[must_use]
     pub fn position_group(&self) -> String {
@@ -66,6 +72,9 @@ impl OutletSettings {
         for (name, value) in &self.properties {
             config.set(name, value);
         }
+        // A missing topic must be seen, not made by the broker with its defaults. (librdkafka's producers, and so its
+        // admin clients, ask for that otherwise.)
+        config.set("allow.auto.create.topics", "false");
         config
     }
 }
@@ -83,7 +92,9 @@ pub enum OutletError {
         source: KafkaError,
     },
     /// Another producer with our `transactional.id` has begun: drop ours, start over.
-    #[error("{step}: fenced by another producer with the same transactional.id")]
+    #[error(
+        "{step}: fenced: another producer with the same transactional.id has begun, or the broker has ended a transaction that took too long"
+    )]
     Fenced {
         /// What was under way.
         step: &'static str,
@@ -122,11 +133,15 @@ pub enum OutletError {
 }
 
 /// What the relay must be allowed to do.
-const RIGHTS: &str = "grant CREATE, DESCRIBE and WRITE on the dead letter topic, READ on its source topic, WRITE on the \
-    transactional.id and READ on the group, both named as the consumer group with .dlq behind it";
+const RIGHTS: &str = "grant CREATE, DESCRIBE, DESCRIBE_CONFIGS, READ and WRITE on the dead letter topic, READ (to redrive \
+    WRITE too) on its source topic, WRITE on the transactional ids <group>.dlq and <group>.dlq.redrive, READ on the \
+    group <group>.dlq";
 
 impl OutletError {
     fn of(step: &'static str, source: KafkaError) -> Self {
+        if matches!(source, KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_)) {
+            return Self::Refused { step, advice: "mend KAFKA_PROPERTIES".into(), source };
+        }
         let code = match &source {
             KafkaError::Transaction(error) => Some(error.code()),
             other => other.rdkafka_error_code(),

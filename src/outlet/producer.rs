@@ -7,7 +7,7 @@
 //! topic may have fewer.)
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -47,7 +47,7 @@ const MESSAGE_MAX_LEN_BYTES: usize = 1_000_000_000;
 const MESSAGE_SLACK_BYTES: usize = 4096;
 
 /// Where a record was stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Placement {
     /// In which partition of the topic.
     pub partition: Partition,
@@ -64,20 +64,24 @@ pub struct Position {
     pub next: Offset,
     /// The transaction that committed this.
     pub transaction: Uuid,
+    /// The latest hand-over of the stream between groups when it was committed: a position from before says nothing of
+    /// what the other group sent.
+    pub handover: i64,
 }
 
 impl Position {
     fn metadata(&self) -> String {
-        format!("{} {}", self.stream, self.transaction)
+        format!("{} {} {}", self.stream, self.transaction, self.handover)
     }
 
     fn read(offset: rdkafka::Offset, metadata: &str) -> Option<Self> {
         let rdkafka::Offset::Offset(next) = offset else { return None };
-        let (stream, transaction) = metadata.split_once(' ')?;
+        let mut parts = metadata.split(' ');
         Some(Self {
-            stream: StreamId(stream.parse().ok()?),
+            stream: StreamId(parts.next()?.parse().ok()?),
             next: Offset::new(next)?,
-            transaction: transaction.parse().ok()?,
+            transaction: parts.next()?.parse().ok()?,
+            handover: parts.next()?.parse().ok()?,
         })
     }
 }
@@ -87,8 +91,8 @@ impl Position {
 struct Deliveries(Mutex<HashMap<usize, Result<Placement, KafkaError>>>);
 
 impl Deliveries {
-    fn take(&self) -> HashMap<usize, Result<Placement, KafkaError>> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Result<Placement, KafkaError>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -108,7 +112,7 @@ impl ProducerContext for Deliveries {
                 .ok_or(KafkaError::MessageProduction(RDKafkaErrorCode::Fail)),
             Err((error, _)) => Err(error.clone()),
         };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(index, placed);
+        self.lock().insert(index, placed);
     }
 }
 
@@ -145,6 +149,8 @@ impl Producer {
         config.set("transactional.id", settings.transactional_id(purpose));
         config.set("transaction.timeout.ms", millis(TRANSACTION_TIMEOUT));
         config.set("message.timeout.ms", millis(SEND_TIMEOUT));
+        // librdkafka wants it below the transaction's limit.
+        config.set("socket.timeout.ms", millis(SEND_TIMEOUT));
         // A batch of several records must fit each topic; one record alone may be as large as any allows.
         config.set("batch.size", batch_len_bytes.max(1).to_string());
         config.set("message.max.bytes", message_len_bytes.to_string());
@@ -204,7 +210,11 @@ impl Producer {
         (source_topic, positions): (&str, &HashMap<Partition, Position>),
     ) -> Result<Vec<Placement>, OutletError> {
         let sent = self.send(topic, records, (source_topic, positions));
-        let placements = sent.inspect_err(|_error| self.abort())?;
+        let placements = sent.map_err(|error| {
+            let why = self.refusal_among_deliveries(topic);
+            self.abort();
+            why.unwrap_or(error)
+        })?;
         // From here on the outcome is unknown until the broker has answered: no abort.
         failpoint::at("relay_before_commit");
         self.producer
@@ -221,24 +231,19 @@ impl Producer {
         (source_topic, positions): (&str, &HashMap<Partition, Position>),
     ) -> Result<Vec<Placement>, OutletError> {
         const STEP: &str = "send the records";
-        self.producer.context().take();
+        self.producer.context().lock().clear();
         self.producer.begin_transaction().map_err(|error| OutletError::of("begin the transaction", error))?;
         for (index, (partition, record)) in records.iter().enumerate() {
             self.enqueue(topic, (index, *partition), record)?;
         }
         self.producer.flush(SEND_TIMEOUT).map_err(|error| OutletError::of(STEP, error))?;
-        let mut deliveries = self.producer.context().take();
-        let mut placements = Vec::with_capacity(records.len());
-        for index in 0..records.len() {
-            match deliveries.remove(&index) {
-                Some(Ok(placement)) => placements.push(placement),
-                Some(Err(error)) => return Err(refusal(STEP, topic, error)),
-                None => {
-                    let reason =
-                        format!("{} of {} records are unaccounted for", records.len() - index, records.len());
-                    return Err(OutletError::Doubt { step: STEP, reason });
-                }
-            }
+        let placements: Vec<Placement> = {
+            let deliveries = self.producer.context().lock();
+            (0..records.len()).filter_map(|index| deliveries.get(&index)?.as_ref().ok().copied()).collect()
+        };
+        if placements.len() != records.len() {
+            let reason = format!("only {} of {} records were taken", placements.len(), records.len());
+            return Err(OutletError::Doubt { step: STEP, reason });
         }
         failpoint::at("relay_after_send");
         if !positions.is_empty() {
@@ -275,6 +280,26 @@ impl Producer {
         outgoing.payload = record.value.as_deref();
         outgoing.timestamp = record.timestamp_ms;
         self.producer.send(outgoing).map_err(|(error, _)| refusal(STEP, topic, error))
+    }
+
+    /// What the broker itself said against a record, if anything. (The first one that it refuses makes librdkafka give
+    /// up all that are queued, each with an error that says no more than that.)
+    fn refusal_among_deliveries(&self, topic: &str) -> Option<OutletError> {
+        self.producer.poll(Duration::ZERO);
+        let deliveries = self.producer.context().lock();
+        let refusals = deliveries.values().filter_map(|delivery| {
+            let error = delivery.as_ref().err()?.clone();
+            let is_ours = matches!(
+                error.rdkafka_error_code(),
+                Some(
+                    RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight | RDKafkaErrorCode::State
+                )
+            );
+            (!is_ours).then(|| refusal("send the records", topic, error))
+        });
+        refusals.max_by_key(|refusal| {
+            matches!(refusal, OutletError::TooLarge { .. } | OutletError::TimestampRefused { .. })
+        })
     }
 
     /// Ends a transaction that was not committed, so that readers need not wait; if that fails the broker does it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use uuid::Uuid;
 
@@ -17,6 +17,7 @@ use super::{OutletError, OutletSettings, Placement, Quiet};
 use crate::model::dead_letter::{DeadLetterId, GROUP_HEADER, ID_HEADER, LetterName, REDRIVE_HEADER};
 use crate::model::position::{Offset, Partition};
 use crate::native;
+use crate::observe::Clock;
 
 /// How long a question may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -141,47 +142,65 @@ impl Reader {
         each: &mut impl FnMut(Scanned),
     ) -> Result<(), OutletError> {
         const STEP: &str = "read the topic";
-        let mut silence = Duration::ZERO;
+        let clock = Clock;
+        let mut heard_at = clock.monotonic();
         while !unread.is_empty() {
             match self.committed.poll(POLL) {
-                None => {
-                    silence += POLL;
-                    if silence >= SILENCE_PATIENCE {
-                        let reason = format!("no record of {topic} in {} s", SILENCE_PATIENCE.as_secs());
-                        return Err(OutletError::Doubt { step: STEP, reason });
-                    }
-                }
-                // The end for `read_committed` readers, which is beyond what it was at the start.
+                None => {}
+                // An end that lies before the one at the start is a broker's that lags behind: it goes on later.
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    unread.remove(&partition);
+                    let position = self.position(topic, partition);
+                    unread.retain(|other, end| *other != partition || position < Some(*end));
                 }
                 Some(Err(error)) => match error.rdkafka_error_code() {
-                    Some(code) if is_passing(code) => silence += POLL,
+                    Some(code) if is_passing(code) => {}
                     _ => return Err(OutletError::of(STEP, error)),
                 },
                 Some(Ok(message)) => {
-                    silence = Duration::ZERO;
-                    let (mut id, mut group, mut redrive): (Option<DeadLetterId>, _, _) = (None, None, None);
-                    native::for_each_header(&message, |key, value| {
-                        let text = value.and_then(|value| std::str::from_utf8(value).ok());
-                        if key == ID_HEADER.as_bytes() {
-                            id = text.and_then(|text| text.parse().ok());
-                        } else if key == GROUP_HEADER.as_bytes() {
-                            group = text.map(str::to_owned);
-                        } else if key == REDRIVE_HEADER.as_bytes() {
-                            redrive = text.and_then(|text| text.parse().ok());
-                        }
-                    });
-                    let letter = id.zip(group).map(|(id, group)| LetterName { id, group });
-                    if let Some(offset) = Offset::new(message.offset()) {
-                        let placement = Placement { partition: Partition(message.partition()), offset };
-                        each(Scanned { placement, letter, redrive });
+                    heard_at = clock.monotonic();
+                    let partition = message.partition();
+                    let Some(offset) = Offset::new(message.offset()) else { continue };
+                    let end = unread.get(&partition).copied();
+                    if end.is_some_and(|end| offset < end) {
+                        each(read(&message, Placement { partition: Partition(partition), offset }));
+                    }
+                    if end.is_some_and(|end| offset.next() >= end) {
+                        unread.remove(&partition);
                     }
                 }
+            }
+            if clock.monotonic().saturating_duration_since(heard_at) >= SILENCE_PATIENCE {
+                let reason = format!("no record of {topic} in {} s", SILENCE_PATIENCE.as_secs());
+                return Err(OutletError::Doubt { step: STEP, reason });
             }
         }
         Ok(())
     }
+
+    /// The offset behind what was read of a partition, control records too.
+    fn position(&self, topic: &str, partition: i32) -> Option<Offset> {
+        let positions = self.committed.position().ok()?;
+        match positions.find_partition(topic, partition)?.offset() {
+            rdkafka::Offset::Offset(offset) => Offset::new(offset),
+            _ => None,
+        }
+    }
+}
+
+fn read(message: &BorrowedMessage<'_>, placement: Placement) -> Scanned {
+    let (mut id, mut group, mut redrive): (Option<DeadLetterId>, _, _) = (None, None, None);
+    native::for_each_header(message, |key, value| {
+        let text = value.and_then(|value| std::str::from_utf8(value).ok());
+        if key == ID_HEADER.as_bytes() {
+            id = text.and_then(|text| text.parse().ok());
+        } else if key == GROUP_HEADER.as_bytes() {
+            group = text.map(str::to_owned);
+        } else if key == REDRIVE_HEADER.as_bytes() {
+            redrive = text.and_then(|text| text.parse().ok());
+        }
+    });
+    let letter = id.zip(group).map(|(id, group)| LetterName { id, group });
+    Scanned { placement, letter, redrive }
 }
 
 /// Whether librdkafka goes on by itself after this error.

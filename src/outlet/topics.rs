@@ -102,7 +102,7 @@ impl Topics {
     /// [`OutletError::Unavailable`], [`OutletError::Refused`].
     pub fn find(&self, name: &str) -> Result<Option<Topic>, OutletError> {
         let Some(partition_count) = self.partition_count(name)? else { return Ok(None) };
-        let record_max_len_bytes = self.record_max_len_bytes(name).unwrap_or(RECORD_MAX_LEN_BYTES);
+        let record_max_len_bytes = self.record_max_len_bytes(name)?.unwrap_or(RECORD_MAX_LEN_BYTES);
         Ok(Some(Topic { name: name.to_owned(), partition_count, record_max_len_bytes }))
     }
 
@@ -111,11 +111,12 @@ impl Topics {
         let partition_count = self.partition_count(source_topic)?.unwrap_or(1);
         // As large as the source's records may be, and our headers.
         let max_len_bytes = self
-            .record_max_len_bytes(source_topic)
+            .record_max_len_bytes(source_topic)?
             .map(|len_bytes| len_bytes.saturating_add(LETTER_MARGIN_BYTES).to_string());
         let mut topic = NewTopic::new(name, partition_count, TopicReplication::Fixed(-1))
             .set("cleanup.policy", "delete")
-            .set("retention.ms", "-1");
+            .set("retention.ms", "-1")
+            .set("retention.bytes", "-1");
         if let Some(max_len_bytes) = &max_len_bytes {
             topic = topic.set("max.message.bytes", max_len_bytes);
         }
@@ -151,13 +152,22 @@ impl Topics {
         }
     }
 
-    /// `max.message.bytes` of a topic, if we may know it.
-    fn record_max_len_bytes(&self, topic: &str) -> Option<usize> {
+    /// `max.message.bytes` of a topic; `None` when we may not know it.
+    fn record_max_len_bytes(&self, topic: &str) -> Result<Option<usize>, OutletError> {
+        const STEP: &str = "look the topic's settings up";
         let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
         let described = Handle::current()
             .block_on(self.admin.describe_configs([&ResourceSpecifier::Topic(topic)], &options));
-        let resource = described.ok()?.into_iter().next()?.ok()?;
-        let entry = resource.entries.iter().find(|entry| entry.name == "max.message.bytes")?;
-        entry.value.as_ref()?.parse().ok()
+        let described = described.map_err(|error| OutletError::of(STEP, error))?;
+        let resource = match described.into_iter().next() {
+            Some(Ok(resource)) => resource,
+            Some(Err(
+                RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::UnknownTopicOrPartition,
+            ))
+            | None => return Ok(None),
+            Some(Err(code)) => return Err(OutletError::of(STEP, KafkaError::AdminOp(code))),
+        };
+        let entry = resource.entries.iter().find(|entry| entry.name == "max.message.bytes");
+        Ok(entry.and_then(|entry| entry.value.as_ref()?.parse().ok()))
     }
 }

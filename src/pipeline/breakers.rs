@@ -6,17 +6,21 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::{Pipeline, RELEASE_TIMEOUT};
 use crate::model::breaker::Opened;
 use crate::model::position::{StreamPartition, TopicPartition};
 use crate::observe::board::HoldCode;
 use crate::source::Offer;
-use crate::store::StoreError;
+use crate::store::{SessionPurpose, StoreError};
 
 /// A breaker that is open.
 #[derive(Debug)]
 pub(super) struct OpenBreaker {
     key: StreamPartition,
+    /// Names this opening, so that it is recorded once whatever becomes of an answer.
+    opening: Uuid,
     reason: String,
     is_recorded: bool,
 }
@@ -40,25 +44,33 @@ impl Pipeline {
             source.topic, source.partition
         );
         self.hold(source, HoldCode::BreakerOpen, detail);
-        self.breakers.insert(Arc::clone(source), OpenBreaker { key, reason, is_recorded: false });
+        self.breakers.insert(
+            Arc::clone(source),
+            OpenBreaker { key, opening: Uuid::new_v4(), reason, is_recorded: false },
+        );
     }
 
     /// Whether the partition must go on waiting for an operator.
     pub(super) async fn is_breaker_open(&mut self, offer: &Offer) -> bool {
         let Some(breaker) = self.breakers.get(&offer.source) else { return false };
-        let (key, reason, is_recorded) = (breaker.key, breaker.reason.clone(), breaker.is_recorded);
-        let Some(mut session) = self.session.take() else { return true };
-        let group = Arc::clone(&self.settings.store.group);
+        let (key, opening, reason) = (breaker.key, breaker.opening, breaker.reason.clone());
+        let is_recorded = breaker.is_recorded;
+        let store = self.settings.store.clone();
+        let kept = self.session.take();
         let asked = async {
-            if is_recorded {
-                session.is_breaker_open(&group, key).await
-            } else {
-                session.record_breaker(&group, key, &reason).await.map(|()| true)
+            let mut session = match kept {
+                Some(session) => session,
+                None => store.connect(SessionPurpose::Claim).await?,
+            };
+            if !is_recorded {
+                session.record_breaker(&store.group, key, (opening, &reason)).await?;
             }
+            let is_open = session.is_breaker_open(&store.group, key).await?;
+            Ok((session, is_open))
         };
         let answer = tokio::time::timeout(RELEASE_TIMEOUT, asked).await;
         match answer.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("breaker"))) {
-            Ok(is_open) => {
+            Ok((session, is_open)) => {
                 self.session = Some(session);
                 if let Some(breaker) = self.breakers.get_mut(&offer.source) {
                     breaker.is_recorded = true;

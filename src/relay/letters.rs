@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::plan::{self, Positions};
+use super::plan::{self, Positions, Rebuild};
 use crate::failpoint;
 use crate::model::dead_letter::{DeadLetterId, DeadLetterRow, LetterFormat, LetterName, OutgoingRecord};
 use crate::model::position::{Offset, Partition};
 use crate::outlet::{
-    Extent, OutletError, OutletSettings, Placement, Producer, Purpose, Reader, Scanned, Topic, Topics,
+    Extent, OutletError, OutletSettings, Placement, Position, Producer, Purpose, Reader, Scanned, Topic,
+    Topics,
 };
 use crate::store::{Relayed, WaitingStream};
 
@@ -44,6 +45,8 @@ struct Charge {
     routes: HashSet<String>,
     /// By source topic. True as long as the producer is not fenced: nobody else can move them.
     positions: HashMap<String, Positions>,
+    /// Other groups whose producers were fenced since.
+    fenced: HashSet<String>,
 }
 
 /// What sends the letters. After an error but for what it learns from it, it is to be [reset](Self::reset).
@@ -83,36 +86,71 @@ impl Letters {
         self.charge.is_some()
     }
 
-    /// Brings `rows` of `stream` into its dead letter topic, each once. What it returns is there.
-    ///
-    /// The order matters: the topic is made before the producer exists; the producer has fenced every other one before
-    /// the position is read; whoever sends after that fences us, and our transaction fails.
+    /// Fences every other relay of the group, unless that was done. Returns whether it was done now: then what waits, and
+    /// whose it is, must be read again, as another relay may have sent it, or the stream may have changed hands.
+    pub(super) fn begin(&mut self, stream: &WaitingStream) -> Result<bool, OutletError> {
+        // The topic is made before the producer exists, which is made for its limits.
+        self.route(&stream.topic)?;
+        if self.charge.as_ref().is_some_and(|charge| charge.routes.contains(&stream.topic)) {
+            return Ok(false);
+        }
+        self.charge = None;
+        let topics: Vec<Topic> = self
+            .routes
+            .values()
+            .map(|route| Topic { record_max_len_bytes: self.limit(&route.letters), ..route.letters.clone() })
+            .collect();
+        let producer = Producer::start(&self.settings, Purpose::Relay, &topics)?;
+        let transactional_id = self.settings.transactional_id(Purpose::Relay);
+        tracing::info!(transactional_id, "relaying dead letters");
+        self.charge = Some(Charge {
+            producer,
+            routes: self.routes.keys().cloned().collect(),
+            positions: HashMap::new(),
+            fenced: HashSet::new(),
+        });
+        Ok(true)
+    }
+
+    /// Brings `rows` of `stream` into its dead letter topic, each once; to be called after [`Self::begin`]. What it
+    /// returns is there.
     pub(super) fn relay(
         &mut self,
         stream: &WaitingStream,
         rows: &[DeadLetterRow],
     ) -> Result<Vec<Relayed>, OutletError> {
         let route = self.route(&stream.topic)?;
-        let mut charge = self.take_charge(&stream.topic)?;
+        let Some(mut charge) = self.charge.take() else {
+            return Err(OutletError::Doubt {
+                step: "send the records",
+                reason: "no producer has begun".into(),
+            });
+        };
         let relayed = self.relay_with(&mut charge, stream, &route, rows);
         match &relayed {
             Ok(_) => self.charge = Some(charge),
-            Err(OutletError::TooLarge { .. }) => self.learn(&route, |refused, limit| {
-                let limit = refused.record_max_len_bytes.unwrap_or(limit);
-                refused.record_max_len_bytes = Some((limit / 2).max(LEARNED_MIN_LEN_BYTES));
-            }),
+            Err(OutletError::TooLarge { .. }) => {
+                let limit = (self.limit(&route.letters) / 2).max(LEARNED_MIN_LEN_BYTES);
+                self.learn(&route, |refused| refused.record_max_len_bytes = Some(limit));
+            }
             Err(OutletError::TimestampRefused { .. }) => {
-                self.learn(&route, |refused, _limit| refused.timestamps = true);
+                self.learn(&route, |refused| refused.timestamps = true);
             }
             Err(_) => {}
         }
         relayed
     }
 
-    fn learn(&mut self, route: &Route, change: impl FnOnce(&mut Refused, usize)) {
+    /// The largest record that a topic takes, as far as is known.
+    fn limit(&self, topic: &Topic) -> usize {
+        let learned = self.refused.get(&topic.name).and_then(|refused| refused.record_max_len_bytes);
+        topic.record_max_len_bytes.min(learned.unwrap_or(usize::MAX))
+    }
+
+    fn learn(&mut self, route: &Route, change: impl FnOnce(&mut Refused)) {
         let topic = &route.letters.name;
         let refused = self.refused.entry(topic.clone()).or_default();
-        change(refused, route.letters.record_max_len_bytes);
+        change(refused);
         tracing::warn!(
             topic,
             ?refused,
@@ -129,22 +167,6 @@ impl Letters {
         let route = Route { letters, source_partition_count };
         self.routes.insert(source_topic.to_owned(), route.clone());
         Ok(route)
-    }
-
-    /// The producer in charge; a new one when there is none, or it was made before this topic was known.
-    fn take_charge(&mut self, source_topic: &str) -> Result<Charge, OutletError> {
-        if let Some(charge) = self.charge.take()
-            && charge.routes.contains(source_topic)
-        {
-            return Ok(charge);
-        }
-        let topics: Vec<Topic> = self.routes.values().map(|route| route.letters.clone()).collect();
-        let producer = Producer::start(&self.settings, Purpose::Relay, &topics)?;
-        tracing::info!(
-            transactional_id = self.settings.transactional_id(Purpose::Relay),
-            "relaying dead letters"
-        );
-        Ok(Charge { producer, routes: self.routes.keys().cloned().collect(), positions: HashMap::new() })
     }
 
     fn relay_with(
@@ -166,7 +188,7 @@ impl Letters {
             return Ok(relayed);
         }
         let sent: Vec<DeadLetterId> = missing.iter().map(|row| row.id).collect();
-        let next = plan::advanced(stream.stream, positions, &sent, Uuid::new_v4());
+        let next = plan::advanced((stream.stream, stream.handover), positions, &sent, Uuid::new_v4());
         let can_be_key = |partition: &Partition| partition.0 < route.source_partition_count;
         let committed: Positions = next.clone().into_iter().filter(|(key, _)| can_be_key(key)).collect();
         let records = self.records(&route.letters, &missing)?;
@@ -184,8 +206,8 @@ impl Letters {
         Ok(relayed)
     }
 
-    /// Learns the positions of the partitions of `ids` that are not known yet: the committed ones, or, where there is
-    /// none of this stream, those that the letters in the topic tell.
+    /// Learns the positions of the partitions of `rows` that are not known yet: the committed ones, or, where there is
+    /// none of this stream since it last changed hands, those that the letters in the topic tell.
     fn learn_positions(
         &self,
         charge: &mut Charge,
@@ -193,9 +215,10 @@ impl Letters {
         route: &Route,
         rows: &[DeadLetterRow],
     ) -> Result<(), OutletError> {
+        let is_of_now =
+            |position: &Position| position.stream == stream.stream && position.handover == stream.handover;
         let known = charge.positions.entry(stream.topic.clone()).or_default();
-        // Those of another incarnation of the topic say nothing of this one.
-        known.retain(|_, position| position.stream == stream.stream);
+        known.retain(|_, position| is_of_now(position));
         let partitions: HashSet<Partition> = rows.iter().map(|row| row.id.key.partition).collect();
         let mut unknown: Vec<Partition> =
             partitions.into_iter().filter(|partition| !known.contains_key(partition)).collect();
@@ -205,23 +228,28 @@ impl Letters {
         let keys: Vec<Partition> =
             unknown.iter().copied().filter(|key| key.0 < route.source_partition_count).collect();
         let committed = charge.producer.positions(&stream.topic, &keys)?;
-        known.extend(committed.into_iter().filter(|(_, position)| position.stream == stream.stream));
+        known.extend(committed.into_iter().filter(|(_, position)| is_of_now(position)));
         unknown.retain(|partition| !known.contains_key(partition));
         if unknown.is_empty() {
             return Ok(());
         }
-        let mut found = Vec::new();
-        self.scan(&route.letters, None, |scanned| found.extend(scanned.letter))?;
-        for partition in unknown {
-            let is_handed_over =
-                |row: &DeadLetterRow| row.id.key.partition == partition && row.group != self.settings.group;
-            let group = (!rows.iter().any(is_handed_over)).then_some(self.settings.group.as_str());
-            let position = plan::rebuilt((stream.stream, partition), group, found.iter());
-            if position.next > Offset::default() {
-                tracing::warn!(topic = stream.topic, %partition, next = %position.next, "the relay's position was gone, and is rebuilt from the letters");
+        // A relay of a group that had the stream before may still be sending it: each group has a transactional.id.
+        for group in stream.former_groups.iter().filter(|group| **group != self.settings.group) {
+            if charge.fenced.insert(group.clone()) {
+                drop(Producer::start(&self.settings.for_group(group), Purpose::Relay, &[])?);
             }
-            known.insert(partition, position);
         }
+        let group = stream.former_groups.is_empty().then_some(self.settings.group.as_str());
+        let mut rebuild = Rebuild::new((stream.stream, stream.handover), group, &unknown);
+        self.scan(&route.letters, None, |scanned| {
+            scanned.letter.iter().for_each(|letter| rebuild.see(letter));
+        })?;
+        let rebuilt = rebuild.finish();
+        if rebuilt.values().any(|position| position.next > Offset::default()) {
+            let topic = &stream.topic;
+            tracing::warn!(topic, ?unknown, "the relay's position was gone, and is rebuilt from the letters");
+        }
+        known.extend(rebuilt);
         Ok(())
     }
 
@@ -252,7 +280,9 @@ impl Letters {
         tail_count: Option<i64>,
         each: impl FnMut(Scanned),
     ) -> Result<bool, OutletError> {
-        let extents = self.reader.extents(&topic.name, topic.partition_count)?;
+        // Asked again: an operator may have added some since, and another relay sent to them.
+        let count = self.topics.partition_count(&topic.name)?.unwrap_or(topic.partition_count);
+        let extents = self.reader.extents(&topic.name, count)?;
         let start = |extent: &Extent| {
             let tail = tail_count.and_then(|count| Offset::new(extent.high.as_i64() - count));
             tail.map_or(extent.low, |start| start.max(extent.low))
@@ -268,7 +298,7 @@ impl Letters {
         rows: &[&DeadLetterRow],
     ) -> Result<Vec<(Partition, OutgoingRecord)>, OutletError> {
         let refused = self.refused.get(&topic.name).copied().unwrap_or_default();
-        let limit = topic.record_max_len_bytes.min(refused.record_max_len_bytes.unwrap_or(usize::MAX));
+        let limit = self.limit(topic);
         rows.iter()
             .map(|row| {
                 let mut record = row.letter(self.format, limit).ok_or_else(|| OutletError::Doubt {

@@ -8,7 +8,8 @@
 //! it. What is relied on:
 //!
 //! 1. *Fence.* `init_transactions` ends every earlier transaction of our `transactional.id` and fences its producer.
-//! 2. *Then read.* Only now the committed position is read: no other producer can move it without fencing us.
+//! 2. *Then read.* Only now the rows, whose stream it is, and the committed position are read: no other producer can
+//!    move it without fencing us.
 //! 3. *Send.* Rows at or beyond the position are surely not in the topic. Rows below it may be (we died before we
 //!    marked them; a failover brought them back): they are looked for by `dlq.id`, after the fence, and sent only if
 //!    they are not there. The same Kafka transaction commits the new position, with a name of this transaction in it.
@@ -16,7 +17,8 @@
 //!    the outcome unknown: the producer is dropped and we begin at 1, and then 3 finds what was committed.
 //!
 //! A position that is gone (Kafka forgets those of a group that nobody joins), or is of another incarnation of the
-//! topic, is rebuilt from the letters in the topic.
+//! topic, or from before the stream was handed from one group to another, is rebuilt from the letters in the topic; and
+//! after a hand-over the former group's producers are fenced first.
 //!
 //! # Interleavings that were thought through
 //!
@@ -66,6 +68,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(20);
 /// How many transactions of one stream go before another stream's turn.
 const TURN_COUNT: usize = 100;
+/// How often PostgreSQL hears of us while Kafka is waited for.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long one question of ours to PostgreSQL may take beyond its statement timeout.
 const STORE_TIMEOUT: Duration = Duration::from_secs(70);
 
@@ -86,6 +90,9 @@ enum RelayError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Outlet(#[from] OutletError),
+    /// A row that can't be sent, of whatever kind: its stream waits, the others go on.
+    #[error("read the dead letters: {0}")]
+    Row(#[source] StoreError),
     #[error("the relay's thread died: {0}")]
     Died(String),
 }
@@ -94,6 +101,7 @@ impl RelayError {
     const fn class(&self) -> &'static str {
         match self {
             Self::Store(_) => "database",
+            Self::Row(_) => "row",
             Self::Outlet(error) => error.class(),
             Self::Died(_) => "died",
         }
@@ -160,7 +168,7 @@ impl Relay {
 
     /// Leads if it can, and sends what waits. Returns how long to pause.
     async fn turn(&mut self) -> Duration {
-        match self.lead().await {
+        match answered(self.lead()).await {
             Ok(true) => {}
             Ok(false) => {
                 self.drop_letters();
@@ -192,6 +200,7 @@ impl Relay {
         self.show(|state| state.role = RelayRole::Follower);
     }
 
+    /// Whether the lock is ours. Not cancelled but by its time limit: a session that is dropped is closed.
     async fn lead(&mut self) -> Result<bool, StoreError> {
         if self.session.is_some() {
             return Ok(true);
@@ -252,7 +261,11 @@ impl Relay {
         }
         self.backlog_at = now + BACKLOG_INTERVAL;
         let Some(session) = &mut self.session else { return Ok(()) };
-        let backlog = answered(session.relay_backlog(group)).await?;
+        let backlog = match answered(session.relay_backlog(group)).await {
+            // It is only for people.
+            Err(StoreError::StatementTimeout(_)) => return Ok(()),
+            backlog => backlog?,
+        };
         self.show(|state| {
             state.waiting_count = backlog.count;
             state.oldest_age_seconds = backlog.oldest_age_seconds;
@@ -266,28 +279,28 @@ impl Relay {
 
     async fn send_stream(&mut self, stream: &WaitingStream) -> Result<(), RelayError> {
         for _ in 0..TURN_COUNT {
-            let rows = answered(self.session()?.waiting_letters(stream.stream)).await?;
+            let started_at = self.clock.monotonic();
+            let begun = stream.clone();
+            if self.with_letters(move |letters| letters.begin(&begun)).await? {
+                // Every other relay is fenced only now: what it sent, or gave away, before that shows here.
+                let group = Arc::clone(&self.settings.store.group);
+                let now = answered(self.session()?.waiting_streams(&group)).await?;
+                if !now.contains(stream) {
+                    break;
+                }
+            }
+            let rows = match answered(self.session()?.waiting_letters(stream.stream)).await {
+                Err(error @ (StoreError::Broken(_) | StoreError::Refused { .. })) => {
+                    return Err(RelayError::Row(error));
+                }
+                rows => rows?,
+            };
             failpoint::at("relay_after_read");
             if rows.is_empty() {
                 break;
             }
-            let started_at = self.clock.monotonic();
-            let mut letters = match self.letters.take() {
-                Some(letters) => letters,
-                None => Letters::new(&self.settings.outlet, self.settings.format)?,
-            };
-            let waiting = stream.clone();
-            let (letters, outcome) = tokio::task::spawn_blocking(move || {
-                let outcome = letters.relay(&waiting, &rows);
-                if outcome.is_err() {
-                    letters.reset();
-                }
-                (letters, outcome)
-            })
-            .await
-            .map_err(|error| RelayError::Died(error.to_string()))?;
-            self.letters = Some(letters);
-            let relayed = outcome?;
+            let sent = stream.clone();
+            let relayed = self.with_letters(move |letters| letters.relay(&sent, &rows)).await?;
             failpoint::at("relay_before_mark");
             let marked_count = answered(self.session()?.mark_relayed(stream.stream, &relayed)).await?;
             failpoint::at("relay_after_mark");
@@ -302,6 +315,40 @@ impl Relay {
             );
         }
         Ok(())
+    }
+
+    /// Does `work` with Kafka on a thread where waiting is allowed, and shows PostgreSQL meanwhile that we live: a leader
+    /// that is silent loses the lock.
+    async fn with_letters<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Letters) -> Result<T, OutletError> + Send + 'static,
+    ) -> Result<T, RelayError> {
+        let mut letters = match self.letters.take() {
+            Some(letters) => letters,
+            None => Letters::new(&self.settings.outlet, self.settings.format)?,
+        };
+        let mut task = tokio::task::spawn_blocking(move || {
+            let outcome = work(&mut letters);
+            if outcome.is_err() {
+                letters.reset();
+            }
+            (letters, outcome)
+        });
+        let done = loop {
+            tokio::select! {
+                done = &mut task => break done,
+                () = tokio::time::sleep(PING_INTERVAL) => {
+                    let Some(session) = &mut self.session else { continue };
+                    if let Err(error) = answered(session.ping()).await {
+                        tracing::debug!(%error, "the relay's session is gone");
+                        self.session = None;
+                    }
+                }
+            }
+        };
+        let (letters, outcome) = done.map_err(|error| RelayError::Died(error.to_string()))?;
+        self.letters = Some(letters);
+        Ok(outcome?)
     }
 
     fn failed(&mut self, stream: &WaitingStream, error: &RelayError) {

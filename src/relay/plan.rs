@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use uuid::Uuid;
 
 use crate::model::dead_letter::{DeadLetterId, LetterName};
-use crate::model::position::{Offset, Partition, StreamId, StreamPartition};
+use crate::model::position::{Offset, Partition, StreamId};
 use crate::outlet::Position;
 
 /// The partitions' positions, all of `stream`: nothing of a partition at or beyond its position is in the topic.
@@ -22,7 +22,7 @@ pub(super) fn unsure(ids: &[DeadLetterId], positions: &Positions) -> Vec<DeadLet
 /// The positions after `sent` was sent by `transaction`: of each partition of it, and never back. A dead letter below
 /// its position (it became one late, by a failover) leaves the position where it is.
 pub(super) fn advanced(
-    stream: StreamId,
+    (stream, handover): (StreamId, i64),
     positions: &Positions,
     sent: &[DeadLetterId],
     transaction: Uuid,
@@ -33,30 +33,47 @@ pub(super) fn advanced(
         let before = next.get(&partition).or_else(|| positions.get(&partition));
         let before = before.map_or(Offset::default(), |position| position.next);
         let after = before.max(id.offset.next());
-        next.insert(partition, Position { stream, next: after, transaction });
+        next.insert(partition, Position { stream, next: after, transaction, handover });
     }
     next
 }
 
-/// The position of a partition whose committed one is gone or of another stream, from the letters that are in the
-/// topic: after the last of them. `group`: only those of this group count; `None`: those of any, for rows that another
-/// group stored before it handed the stream over.
-pub(super) fn rebuilt<'a>(
-    (stream, partition): (StreamId, Partition),
-    group: Option<&str>,
-    found: impl Iterator<Item = &'a LetterName>,
-) -> Position {
-    let is_ours = |letter: &&LetterName| {
-        letter.id.key == StreamPartition { stream, partition }
-            && group.is_none_or(|group| letter.group == group)
-    };
-    let next = found.filter(is_ours).map(|letter| letter.id.offset.next()).max().unwrap_or_default();
-    Position { stream, next, transaction: Uuid::nil() }
+/// The positions of partitions whose committed ones are gone, of another stream, or from before a hand-over, from the
+/// letters that are in the topic: after the last of each.
+#[derive(Debug)]
+pub(super) struct Rebuild<'a> {
+    stream: (StreamId, i64),
+    /// Only letters of this group count; `None`: those of any, for a stream that changed hands.
+    group: Option<&'a str>,
+    next: HashMap<Partition, Offset>,
+}
+
+impl<'a> Rebuild<'a> {
+    pub(super) fn new(stream: (StreamId, i64), group: Option<&'a str>, partitions: &[Partition]) -> Self {
+        let next = partitions.iter().map(|partition| (*partition, Offset::default())).collect();
+        Self { stream, group, next }
+    }
+
+    /// Counts a letter of the topic.
+    pub(super) fn see(&mut self, letter: &LetterName) {
+        let is_ours =
+            letter.id.key.stream == self.stream.0 && self.group.is_none_or(|group| letter.group == group);
+        if let Some(next) = self.next.get_mut(&letter.id.key.partition).filter(|_| is_ours) {
+            *next = (*next).max(letter.id.offset.next());
+        }
+    }
+
+    pub(super) fn finish(self) -> Positions {
+        let (stream, handover) = self.stream;
+        let position = |next| Position { stream, next, transaction: Uuid::nil(), handover };
+        self.next.into_iter().map(|(partition, next)| (partition, position(next))).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::position::StreamPartition;
 
     const STREAM: StreamId = StreamId(Uuid::from_u128(1));
 
@@ -69,7 +86,10 @@ mod tests {
         of.iter()
             .map(|(partition, next)| {
                 let next = Offset::new(*next).unwrap();
-                (Partition(*partition), Position { stream: STREAM, next, transaction: Uuid::nil() })
+                (
+                    Partition(*partition),
+                    Position { stream: STREAM, next, transaction: Uuid::nil(), handover: 0 },
+                )
             })
             .collect()
     }
@@ -83,8 +103,12 @@ mod tests {
     #[test]
     fn positions_advance_and_never_go_back() {
         let transaction = Uuid::from_u128(7);
-        let after =
-            advanced(STREAM, &positions(&[(0, 5), (1, 9)]), &[id(0, 7), id(0, 6), id(1, 3)], transaction);
+        let after = advanced(
+            (STREAM, 0),
+            &positions(&[(0, 5), (1, 9)]),
+            &[id(0, 7), id(0, 6), id(1, 3)],
+            transaction,
+        );
         let plain: Vec<(i32, i64)> = [0, 1, 2]
             .into_iter()
             .filter_map(|partition| Some((partition, after.get(&Partition(partition))?.next.as_i64())))
@@ -107,8 +131,11 @@ mod tests {
             of(id(1, 50), "ours"),
             of(other, "ours"),
         ];
-        let next =
-            |partition, group| rebuilt((STREAM, Partition(partition)), group, found.iter()).next.as_i64();
+        let next = |partition, group| {
+            let mut rebuild = Rebuild::new((STREAM, 0), group, &[Partition(partition)]);
+            found.iter().for_each(|letter| rebuild.see(letter));
+            rebuild.finish()[&Partition(partition)].next.as_i64()
+        };
         assert_eq!(next(0, Some("ours")), 9);
         assert_eq!(next(0, None), 13);
         assert_eq!(next(2, None), 0);

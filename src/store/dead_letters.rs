@@ -11,8 +11,13 @@ use crate::model::position::{Offset, Partition, StreamId, StreamPartition};
 
 /// How many dead letters go in one Kafka transaction at most …
 pub const LETTER_MAX_COUNT: i64 = 500;
-/// … and how many bytes of keys and values, beyond a first one.
-const LETTERS_MAX_LEN_BYTES: i64 = 8 << 20;
+/// … and how many bytes of keys, values and headers, beyond a first one.
+pub(super) const LETTERS_MAX_LEN_BYTES: i64 = 8 << 20;
+/// How long a dead letter is, of `dead_letters AS d`; reads no payload.
+pub(super) const LETTER_LEN_BYTES: &str = "(coalesce(octet_length(d.payload), 0) + coalesce(octet_length(d.record_key), 0) \
+    + pg_column_size(d.headers))";
+/// How many waiting dead letters are counted at most.
+const BACKLOG_MAX_COUNT: i64 = 100_000;
 /// A relay that asks nothing of PostgreSQL for so long is stopped: another one ends its session and takes over. Longer
 /// than all time limits of one Kafka transaction together.
 const LEADER_SILENCE: &str = "3 minutes";
@@ -24,6 +29,10 @@ pub struct WaitingStream {
     pub stream: StreamId,
     /// Its topic.
     pub topic: String,
+    /// The latest hand-over of the stream from one group to another (its `action_id`); 0 when there was none.
+    pub handover: i64,
+    /// The groups that handed it over.
+    pub former_groups: Vec<String>,
 }
 
 /// How many dead letters wait, and since when.
@@ -103,7 +112,7 @@ impl Session {
                     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
                     AND (l.classid::bigint << 32) | l.objid::bigint = k \
                     AND starts_with(a.application_name, $2) AND a.usename = current_user \
-                    AND a.state = 'idle' AND a.state_change < now() - $3::interval",
+                    AND a.state_change < now() - $3::interval",
             )
             .bind(group)
             .bind(APPLICATION_NAME_PREFIX)
@@ -120,13 +129,27 @@ impl Session {
         Ok(is_leader)
     }
 
+    /// Says something, so that the session counts as alive.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn ping(&mut self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1").execute(&mut self.connection).await?;
+        Ok(())
+    }
+
     /// The streams of `group` with dead letters that wait, oldest stream first.
     ///
     /// # Errors
     /// See [`StoreError`].
     pub async fn waiting_streams(&mut self, group: &str) -> Result<Vec<WaitingStream>, StoreError> {
         let rows = sqlx::query(
-            "SELECT s.stream_id, s.topic FROM audit_events.streams AS s \
+            "SELECT s.stream_id, s.topic, h.handover, h.former_groups FROM audit_events.streams AS s, LATERAL ( \
+                    SELECT coalesce(max(a.action_id), 0) AS handover, \
+                           coalesce(array_agg(DISTINCT a.details ->> 'from_group') \
+                                    FILTER (WHERE a.details ? 'from_group'), '{}') AS former_groups \
+                      FROM audit_events.offset_actions AS a \
+                     WHERE a.stream_id = s.stream_id AND a.action = 'adopt_from_group') AS h \
               WHERE s.group_id = $1 AND EXISTS ( \
                     SELECT FROM audit_events.dead_letters AS d \
                      WHERE d.stream_id = s.stream_id AND d.relayed_at IS NULL) \
@@ -140,23 +163,27 @@ impl Session {
                 Ok(WaitingStream {
                     stream: StreamId(row.try_get("stream_id")?),
                     topic: row.try_get("topic")?,
+                    handover: row.try_get("handover")?,
+                    former_groups: row.try_get("former_groups")?,
                 })
             })
             .collect()
     }
 
-    /// How many dead letters of `group` wait, and how old the oldest is.
+    /// How many dead letters of `group` wait, and how old the oldest of them is; no more than 100,000 are looked at.
     ///
     /// # Errors
     /// See [`StoreError`].
     pub async fn relay_backlog(&mut self, group: &str) -> Result<Backlog, StoreError> {
         let row = sqlx::query(
             "SELECT count(*) AS waiting_count, \
-                    coalesce(extract(epoch FROM now() - min(d.created_at)), 0)::float8 AS oldest_age_seconds \
-               FROM audit_events.dead_letters AS d JOIN audit_events.streams AS s USING (stream_id) \
-              WHERE d.relayed_at IS NULL AND s.group_id = $1",
+                    coalesce(extract(epoch FROM now() - min(w.created_at)), 0)::float8 AS oldest_age_seconds \
+               FROM (SELECT d.created_at \
+                       FROM audit_events.dead_letters AS d JOIN audit_events.streams AS s USING (stream_id) \
+                      WHERE d.relayed_at IS NULL AND s.group_id = $1 LIMIT $2) AS w",
         )
         .bind(group)
+        .bind(BACKLOG_MAX_COUNT)
         .fetch_one(&mut self.connection)
         .await?;
         let count: i64 = row.try_get("waiting_count")?;
@@ -175,10 +202,9 @@ impl Session {
         let sql = format!(
             "WITH first AS ( \
                  SELECT w.*, sum(w.len_bytes) OVER (ORDER BY w.source_partition, w.source_offset) AS total_len_bytes \
-                   FROM (SELECT stream_id, source_partition, source_offset, \
-                                coalesce(octet_length(payload), 0) + coalesce(octet_length(record_key), 0) AS len_bytes \
-                           FROM audit_events.dead_letters WHERE stream_id = $1 AND relayed_at IS NULL \
-                          ORDER BY source_partition, source_offset LIMIT {LETTER_MAX_COUNT}) AS w) \
+                   FROM (SELECT d.stream_id, d.source_partition, d.source_offset, {LETTER_LEN_BYTES} AS len_bytes \
+                           FROM audit_events.dead_letters AS d WHERE d.stream_id = $1 AND d.relayed_at IS NULL \
+                          ORDER BY d.source_partition, d.source_offset LIMIT {LETTER_MAX_COUNT}) AS w) \
              SELECT {ROW_COLUMNS} FROM first AS f \
                JOIN audit_events.dead_letters AS d USING (stream_id, source_partition, source_offset) \
               WHERE f.total_len_bytes - f.len_bytes <= {LETTERS_MAX_LEN_BYTES} \

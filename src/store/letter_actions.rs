@@ -8,7 +8,7 @@ use serde_json::Value;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::dead_letters::{ROW_COLUMNS, Relayed, id_of, row_of};
+use super::dead_letters::{LETTER_LEN_BYTES, LETTERS_MAX_LEN_BYTES, ROW_COLUMNS, Relayed, id_of, row_of};
 use super::error::StoreError;
 use super::session::Session;
 use crate::model::dead_letter::{DeadLetterId, DeadLetterRow, LetterName};
@@ -215,23 +215,22 @@ impl Session {
         }))
     }
 
-    /// Takes the lock of the one who redrives or discards dead letters of `group`; this session then holds it until
-    /// it ends. `false`: another session has it.
+    /// Takes the lock of the one who redrives or discards dead letters in this database, whatever the group (streams
+    /// change hands); this session then holds it until it ends. `false`: another session has it.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn lock_letters(&mut self, group: &str) -> Result<bool, StoreError> {
+    pub async fn lock_letters(&mut self) -> Result<bool, StoreError> {
         let row = sqlx::query(
-            "SELECT pg_try_advisory_lock(hashtextextended('audit-consumer/redrive/' || $1, 0)) AS is_ours",
+            "SELECT pg_try_advisory_lock(hashtextextended('audit-consumer/redrive', 0)) AS is_ours",
         )
-        .bind(group)
         .fetch_one(&mut self.connection)
         .await?;
         Ok(row.try_get("is_ours")?)
     }
 
     /// The dead letters of `group` that may still be redriven or discarded, by `dead_letter_id` from the one after
-    /// `after` on, at most `limit`.
+    /// `after` on, at most `limit`, and some MiB of them.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -243,9 +242,13 @@ impl Session {
     ) -> Result<Vec<DeadLetterRow>, StoreError> {
         let sql = format!(
             "SELECT {ROW_COLUMNS} FROM audit_events.dead_letters AS d \
-               JOIN (SELECT t.dead_letter_id FROM audit_events.dead_letter_states AS t \
-                      WHERE {FILTER} AND t.state IN ('waiting', 'relayed') AND t.dead_letter_id > $6 \
-                      ORDER BY t.dead_letter_id LIMIT $7) AS t USING (dead_letter_id) ORDER BY d.dead_letter_id"
+               JOIN (SELECT o.dead_letter_id, \
+                            sum({LETTER_LEN_BYTES}) OVER (ORDER BY o.dead_letter_id) - {LETTER_LEN_BYTES} AS before \
+                       FROM (SELECT t.dead_letter_id FROM audit_events.dead_letter_states AS t \
+                              WHERE {FILTER} AND t.state IN ('waiting', 'relayed') AND t.dead_letter_id > $6 \
+                              ORDER BY t.dead_letter_id LIMIT $7) AS o \
+                       JOIN audit_events.dead_letters AS d USING (dead_letter_id)) AS t USING (dead_letter_id) \
+              WHERE t.before <= {LETTERS_MAX_LEN_BYTES} ORDER BY d.dead_letter_id"
         );
         let query = bind_filter!(sqlx::query(sqlx::AssertSqlSafe(sql)), group, filter);
         let rows = query.bind(after).bind(limit).fetch_all(&mut self.connection).await?;
@@ -315,7 +318,7 @@ impl Session {
         Ok(redrives)
     }
 
-    /// Records that the breaker of a partition opened.
+    /// Records that the breaker of a partition opened; once for each `opening`.
     ///
     /// # Errors
     /// See [`StoreError`]; the session must then be dropped.
@@ -323,10 +326,22 @@ impl Session {
         &mut self,
         group: &str,
         key: StreamPartition,
-        reason: &str,
+        (opening, reason): (Uuid, &str),
     ) -> Result<(), StoreError> {
-        let of = (key.stream, Some(key.partition));
-        self.record_action(group, of, "open_breaker", ("audit-consumer", reason), serde_json::json!({})).await
+        sqlx::query(
+            "INSERT INTO audit_events.offset_actions (group_id, stream_id, partition, action, actor, reason, details) \
+             SELECT $1, $2, $3, 'open_breaker', 'audit-consumer', $4, jsonb_build_object('opening', $5::text) \
+              WHERE NOT EXISTS (SELECT FROM audit_events.offset_actions \
+                     WHERE group_id = $1 AND stream_id = $2 AND partition = $3 AND details ->> 'opening' = $5::text)",
+        )
+        .bind(group)
+        .bind(key.stream.0)
+        .bind(key.partition.0)
+        .bind(reason)
+        .bind(opening.to_string())
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
     }
 
     /// Whether the breaker that was recorded last for this partition was not closed by an operator.

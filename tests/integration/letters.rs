@@ -490,6 +490,8 @@ fn positions_and_transactional_ids_that_expire_bring_no_letter_twice() {
     scene.wait_until_read(5_000, Duration::from_secs(60));
     wait_until_relayed(&scene, Duration::from_secs(30));
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    // This broker makes any topic that is asked for by name, with one partition; ours has as many as its source.
+    assert_eq!(scene.partition_count_of(&letter_topic(&scene)), 3);
     let group = format!("{}.dlq", scene.name);
     let position_count = || {
         let consumer: BaseConsumer = ClientConfig::new()
@@ -498,7 +500,9 @@ fn positions_and_transactional_ids_that_expire_bring_no_letter_twice() {
             .create()
             .unwrap();
         let mut list = TopicPartitionList::new();
-        (0..3).for_each(|partition| drop(list.add_partition(&scene.topic, partition)));
+        for partition in 0..3 {
+            list.add_partition(&scene.topic, partition);
+        }
         let found = consumer.committed_offsets(list, Duration::from_secs(10)).unwrap();
         found.elements().iter().filter(|element| element.offset() != Offset::Invalid).count()
     };
@@ -538,4 +542,48 @@ fn a_broker_that_is_killed_during_a_commit_costs_time_and_no_letter() {
     assert_eq!(u64::try_from(letter_count).unwrap(), FEW.totals(round_count * 1_000).dead_letters);
     eprintln!("{letter_count} letters, {aborted_count} aborted records");
     scene.verify();
+}
+
+#[test]
+fn streams_that_are_handed_over_with_letters_on_the_way_bring_none_twice() {
+    let scene = Scene::new("relayhand", 3);
+    scene.produce(&FEW, 0, 4_000);
+    // The first group sends, and dies before it marks anything; then it hands over, and the marks are lost, and back.
+    let mut daemon = scene.daemon_with(&[("FAILPOINTS", "relay_before_mark=return")]);
+    daemon.wait_for_end(Duration::from_secs(60));
+    let groups = [scene.name.clone(), format!("{}-b", scene.name)];
+    let scene = scene.set("KAFKA_GROUP_ID", &groups[0]);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(4_000, Duration::from_secs(60));
+    wait_until_relayed(&scene, Duration::from_secs(30));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    let mut scene = scene;
+    let mut produced_count = 4_000;
+    for (from, to) in [(0, 1), (1, 0), (0, 1)] {
+        scene = scene.set("KAFKA_GROUP_ID", &groups[to]);
+        scene.done(&[
+            "offsets",
+            "adopt",
+            "--topic",
+            &scene.topic,
+            "--from-group",
+            &groups[from],
+            "--reason",
+            "test",
+        ]);
+        scene.sql("UPDATE audit_events.dead_letters SET relayed_at = NULL, relay_partition = NULL, relay_offset = NULL WHERE source_offset % 2 = 0");
+        scene.produce(&FEW, produced_count, produced_count + 1_000);
+        produced_count += 1_000;
+        // It dies before it marks what it found and sent.
+        let mut daemon = scene.daemon_with(&[("FAILPOINTS", "relay_before_mark=return")]);
+        daemon.wait_for_end(Duration::from_secs(60));
+        let mut daemon = scene.daemon();
+        scene.wait_until_read(produced_count, Duration::from_secs(60));
+        wait_until_relayed(&scene, Duration::from_secs(60));
+        assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+        assert_eq!(
+            u64::try_from(check_one_to_one(&scene).0).unwrap(),
+            FEW.totals(produced_count).dead_letters
+        );
+    }
 }

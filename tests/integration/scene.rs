@@ -64,6 +64,8 @@ impl Stack {
                 "transaction.remove.expired.transaction.cleanup.interval.ms=5000",
                 "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
                 "allow.everyone.if.no.acl.found=true",
+                // Kafka's default: a topic that somebody asks for by name is made.
+                "auto.create.topics.enable=true",
             ];
             env.insert("KAFKA_EXTRA".to_owned(), properties.join(" "));
             Mutex::new(Self::up(&env))
@@ -213,6 +215,13 @@ impl Scene {
     pub(crate) fn topics(&self) -> Vec<String> {
         let metadata = self.admin().inner().fetch_metadata(None, Duration::from_secs(10)).unwrap();
         metadata.topics().iter().map(|topic| topic.name().to_owned()).collect()
+    }
+
+    /// How many partitions a topic has.
+    pub(crate) fn partition_count_of(&self, topic: &str) -> usize {
+        let metadata = self.admin().inner().fetch_metadata(None, Duration::from_secs(10)).unwrap();
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        found.map_or(0, |found| found.partitions().len())
     }
 
     /// Deletes the records of a partition before `offset`.

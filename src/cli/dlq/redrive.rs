@@ -122,7 +122,8 @@ pub(super) async fn run(
     let settings = outlet.clone();
     let kafka = blocking(move || Kafka::begin(&settings, &sources)).await?;
     let mut tally = Tally::default();
-    let mut work = Redrive { args, group: &store.group, session: &mut session, kafka, tally: &mut tally };
+    let mut work =
+        Redrive { args, group: &store.group, outlet, session: &mut session, kafka, tally: &mut tally };
     if !args.dry_run {
         work.settle(open).await?;
     }
@@ -155,6 +156,7 @@ async fn blocking<T: Send + 'static>(
 struct Redrive<'a> {
     args: &'a ActArgs,
     group: &'a str,
+    outlet: &'a OutletSettings,
     session: &'a mut Session,
     kafka: Kafka,
     tally: &'a mut Tally,
@@ -171,8 +173,16 @@ impl Redrive<'_> {
                 .and_then(Value::as_array)
                 .map(|ends| ends.iter().filter_map(Value::as_i64).filter_map(Offset::new).collect())
                 .unwrap_or_default();
-            let committed =
-                tokio::task::block_in_place(|| self.kafka.was_committed(redrive.id, &topic, &ends))?;
+            // Streams change hands: it may have been another group's, with a transactional.id of its own.
+            let former = redrive.details.get("group").and_then(Value::as_str).unwrap_or(self.group);
+            let outlet = self.outlet.for_group(former);
+            let is_former = former != self.group;
+            let committed = tokio::task::block_in_place(|| {
+                if is_former {
+                    drop(Producer::start(&outlet, Purpose::Redrive, &[])?);
+                }
+                self.kafka.was_committed(redrive.id, &topic, &ends)
+            })?;
             // When the topic does not say: sent again at worst, and then counted as duplicates; lost never.
             let (action, outcome) = match committed {
                 Some(true) => ("redriven", "it had been sent"),
@@ -224,13 +234,19 @@ impl Redrive<'_> {
                 _ if row.attempt() >= ATTEMPT_MAX => counts.loop_guard += 1,
                 None => counts.no_topic += 1,
                 Some(topic) if record.len_bytes() > topic.record_max_len_bytes => counts.too_large += 1,
-                Some(_) => {
-                    counts.redriven += 1;
-                    records.push((row, record));
-                }
+                Some(_) => records.push((row, record)),
             }
         }
-        let Some(topic) = topic.filter(|_| !records.is_empty() && !self.args.dry_run) else { return Ok(()) };
+        let reasons: Vec<(String, String)> =
+            records.iter().map(|(row, _)| (row.topic.clone(), row.reason.clone())).collect();
+        let count = |tally: &mut Tally| {
+            reasons.into_iter().for_each(|reason| tally.counts.entry(reason).or_default().redriven += 1);
+        };
+        if self.args.dry_run {
+            count(self.tally);
+            return Ok(());
+        }
+        let Some(topic) = topic.filter(|_| !records.is_empty()) else { return Ok(()) };
         let ids: Vec<DeadLetterId> = records.iter().map(|(row, _)| row.id).collect();
         let records: Vec<(Partition, OutgoingRecord)> = records
             .into_iter()
@@ -240,7 +256,7 @@ impl Redrive<'_> {
             .collect();
         let ends = tokio::task::block_in_place(|| self.kafka.ends(&topic))?;
         let ends: Vec<i64> = ends.iter().map(|end| end.as_i64()).collect();
-        let details = json!({"topic": topic.name, "ends": ends});
+        let details = json!({"topic": topic.name, "ends": ends, "group": self.group});
         let who = (self.args.actor.as_str(), self.args.why.as_deref().unwrap_or_default());
         self.session.record_letter_action(("redrive_intended", Some(redrive)), &ids, who, &details).await?;
         failpoint::at("redrive_after_intent");
@@ -248,6 +264,7 @@ impl Redrive<'_> {
         failpoint::at("redrive_before_settle");
         let details = json!({"topic": topic.name});
         self.session.record_letter_action(("redriven", Some(redrive)), &ids, who, &details).await?;
+        count(self.tally);
         Ok(())
     }
 }
@@ -262,7 +279,8 @@ impl Tally {
     }
 
     fn status(&self) -> ExitStatus {
-        let is_all = self.sum(|counts| counts.redriven) > 0 && self.left_count() == 0;
+        let is_something = self.sum(|counts| counts.redriven) > 0 || !self.settled.is_empty();
+        let is_all = is_something && self.left_count() == 0;
         if is_all { ExitStatus::Success } else { ExitStatus::Refused }
     }
 

@@ -139,6 +139,7 @@ fn a_redriven_record_counts_its_attempts() {
         &[
             ("traceparent", "00-aa-bb-01"),
             ("\u{fffd}", "null"),
+            ("dlq.first-timestamp", "1700000000123"),
             ("dlq.attempt", "1"),
             ("dlq.redriven-from", ID),
             ("dlq.redrive", "00000000-0000-0000-0000-000000000009"),
@@ -149,6 +150,7 @@ fn a_redriven_record_counts_its_attempts() {
     let third = DeadLetterRow { headers: second.redriven(Uuid::nil()).headers, ..row() };
     assert_eq!(third.attempt(), 3);
     assert_eq!(third.headers.len(), second.headers.len(), "the redrive's headers do not pile up");
+    assert_eq!(again.timestamp_ms, None);
     let odd = DeadLetterRow { headers: vec![(b"dlq.attempt".to_vec(), Some(b"many".to_vec()))], ..row() };
     assert_eq!(odd.attempt(), 1);
 }
