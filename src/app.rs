@@ -8,16 +8,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::config::{Config, SpoolConfig};
 use crate::http::Http;
 use crate::model::batch::BatchLimits;
 use crate::model::decode::{AssumeUtc, DecodeRules};
 use crate::observe::board::Board;
 use crate::observe::{Clock, Metrics};
 use crate::outlet::OutletSettings;
-use crate::pipeline::{Pipeline, PipelineSettings};
+use crate::pipeline::{Pipeline, PipelineSettings, SpoolSettings};
 use crate::relay::{Relay, RelaySettings};
 use crate::source::{OffsetReset, SourceSettings};
+use crate::spool::disk::LocalDisk;
+use crate::spool::{self, Spool, SpoolLimits};
 use crate::store::StoreSettings;
 
 /// PostgreSQL as `config` says, under an instance id of this process.
@@ -43,6 +45,7 @@ fn pipeline_settings(config: &Config, store: StoreSettings) -> PipelineSettings 
             properties: config.kafka.consumer_properties(),
             subscription: config.kafka.topics.subscription(),
             reset: if config.kafka.starts_at_end { OffsetReset::Latest } else { OffsetReset::Earliest },
+            wants_mirror: Arc::default(),
         },
         rules: DecodeRules {
             tenant_id: config.event.tenant_id.clone(),
@@ -61,6 +64,45 @@ fn pipeline_settings(config: &Config, store: StoreSettings) -> PipelineSettings 
     }
 }
 
+/// Opens the spool, if there is to be one, and says what was found in it.
+fn open_spool(config: &SpoolConfig, instance: Uuid) -> anyhow::Result<Spool> {
+    let len_bytes = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
+    let limits = SpoolLimits {
+        segment_len_bytes: len_bytes(config.segment_len_bytes),
+        max_len_bytes: len_bytes(config.max_len_bytes),
+        min_free_len_bytes: len_bytes(config.min_free_len_bytes),
+        keep: config.keep,
+    };
+    let (spool, recovery) = Spool::open(&config.dir, limits, instance, LocalDisk).with_context(|| {
+        format!(
+            "open the spool; make SPOOL_DIR={} a directory that this process alone may write to, name another, or \
+             set SPOOL_DIR=off",
+            config.dir.display()
+        )
+    })?;
+    for cut in &recovery.cuts {
+        tracing::warn!(segment = cut.segment.0, at = cut.at, len_bytes = cut.len_bytes, file = ?cut.file, "the end of a segment of the spool was never finished, and is cut");
+    }
+    for quarantined in &recovery.quarantined {
+        tracing::error!(
+            ?quarantined,
+            "a file of the spool is in quarantine; what it held is read from kafka"
+        );
+    }
+    for missing in &recovery.missing {
+        tracing::error!(?missing, "a segment of the spool is missing; what it held is read from kafka");
+    }
+    let stats = spool.stats();
+    if stats.record_count > 0 {
+        tracing::info!(
+            record_count = stats.record_count,
+            segment_count = stats.segment_count,
+            "the spool holds records"
+        );
+    }
+    Ok(spool)
+}
+
 /// Runs the daemon until it is told to stop.
 ///
 /// # Errors
@@ -76,15 +118,37 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     })?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let store = store_settings(config)?;
+    let mut store = store_settings(config)?;
+    let spool = match &config.spool {
+        Some(settings) => {
+            store.instance = spool::instance_of(&settings.dir).with_context(|| {
+                format!(
+                    "use SPOOL_DIR={}; make it writable, name another, or set SPOOL_DIR=off",
+                    settings.dir.display()
+                )
+            })?;
+            let spool = open_spool(settings, store.instance)?;
+            let mut board = board.lock();
+            board.spool.is_on = true;
+            board.spool.stats = spool.stats();
+            board.spool.max_len_bytes = u64::try_from(settings.max_len_bytes).unwrap_or(u64::MAX);
+            Some(SpoolSettings { spool, after: settings.after })
+        }
+        None => None,
+    };
     let relay = RelaySettings {
         store: store.clone(),
         outlet: outlet_settings(config),
         format: config.letters.format,
     };
     let settings = pipeline_settings(config, store);
-    let pipeline =
-        Pipeline::start(settings, board.clone(), (Arc::clone(&metrics), clock.clone()), stopped.clone())?;
+    let pipeline = Pipeline::start(
+        settings,
+        board.clone(),
+        (Arc::clone(&metrics), clock.clone()),
+        stopped.clone(),
+        spool,
+    )?;
     let relay = Relay::new(relay, board.clone(), (Arc::clone(&metrics), clock.clone()));
     let mut relay = tokio::spawn(relay.run(stopped.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), group = config.kafka.group, %address, "started");

@@ -6,7 +6,7 @@
 //! | `/livez` | 200 while the poll thread turns; never depends on PostgreSQL |
 //! | `/readyz` | 200 while records are stored or an outage is waited out; 503 before Kafka has answered, while an operator must act, and while stopping |
 //! | `/healthz` | the same as `/livez` |
-//! | `/status` | JSON: guarantee, partitions with epochs, positions and lags, holds, database, relay, totals |
+//! | `/status` | JSON: guarantee, partitions with epochs, positions and lags, holds, database, spool, relay, totals |
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +20,11 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::observe::board::{Board, BoardState, DatabaseState, Phase, RelayRole};
+use crate::model::position::Offset;
+use crate::model::spool::mode::Mode;
+use crate::observe::board::{
+    Board, BoardState, DatabaseState, OwnedPartition, Phase, RelayRole, RelayState, SpoolState,
+};
 use crate::observe::{Clock, LagSample, Metrics};
 
 /// How long the poll thread may be silent before the process counts as dead: longer than a rebalance callback
@@ -103,6 +107,7 @@ impl Http {
             })
             .collect();
         self.metrics.set_relay(&board.relay);
+        self.metrics.set_spool(&board.spool, self.clock.unix_ms());
         self.metrics.set_state(state);
         self.metrics.set_up(is_database_up, board.is_kafka_reachable == Some(true));
         self.metrics.set_partitions(&owned, board.held.values().map(|hold| hold.code.as_str()));
@@ -123,15 +128,22 @@ impl Http {
         }
         match &board.database {
             DatabaseState::Down { error, .. } => {
+                let is_spooling = board.owned.values().any(|owned| owned.mode == Mode::Spooling);
+                let what = if is_spooling { "records go to the spool" } else { "records wait" };
                 readiness
                     .notes
-                    .push(format!("degraded: postgresql is away, records wait and nothing is lost: {error}"));
+                    .push(format!("degraded: postgresql is away, {what} and nothing is lost: {error}"));
             }
             DatabaseState::Misconfigured { error } => {
                 readiness.is_ready = false;
                 readiness.notes.push(format!("halted: postgresql refuses us: {error}"));
             }
             DatabaseState::Unknown | DatabaseState::Up => {}
+        }
+        if let Some(trouble) = &board.spool.trouble {
+            readiness
+                .notes
+                .push(format!("degraded: the spool takes nothing, partitions are paused: {trouble}"));
         }
         if let Some(trouble) = &board.relay.trouble {
             let text = &trouble.text;
@@ -183,22 +195,6 @@ async fn status(State(http): State<Http>) -> Response {
 fn status_json(board: &BoardState, now: Instant) -> Value {
     let readiness = Http::readiness(board);
     let seconds_since = |at: Instant| now.saturating_duration_since(at).as_secs();
-    let partitions: Vec<Value> = board
-        .owned
-        .values()
-        .map(|owned| {
-            json!({
-                "topic": &*owned.source.topic,
-                "partition": owned.source.partition.0,
-                "stream_id": owned.key.stream.to_string(),
-                "epoch": owned.epoch.0,
-                "lane": owned.lane_index,
-                "position": owned.position.as_i64(),
-                "end": owned.end.map(crate::model::position::Offset::as_i64),
-                "lag_records": owned.lag(),
-            })
-        })
-        .collect();
     let held: Vec<Value> = board
         .held
         .iter()
@@ -228,27 +224,61 @@ fn status_json(board: &BoardState, now: Instant) -> Value {
         "phase": format!("{:?}", board.phase).to_lowercase(),
         "database": database,
         "kafka_reachable": board.is_kafka_reachable,
-        "partitions": partitions,
+        "partitions": board.owned.values().map(partition_json).collect::<Vec<_>>(),
         "held": held,
         "totals": {
             "events": board.totals.events,
             "duplicates": board.totals.duplicates,
             "dead_letters": board.totals.dead_letters,
         },
-        "relay": {
-            "role": match board.relay.role {
-                RelayRole::Leader => "leader",
-                RelayRole::Follower => "follower",
-            },
-            "waiting": board.relay.waiting_count,
-            "oldest_age_seconds": board.relay.oldest_age_seconds,
-            "trouble": board.relay.trouble.as_ref().map(|trouble| json!({
-                "text": trouble.text, "seconds": seconds_since(trouble.since),
-            })),
-        },
+        "spool": spool_json(&board.spool),
+        "relay": relay_json(&board.relay, now),
         "latency_ms": {
             "p50": board.latencies.percentile_ms(50),
             "p99": board.latencies.percentile_ms(99),
         },
+    })
+}
+
+fn partition_json(owned: &OwnedPartition) -> Value {
+    json!({
+        "topic": &*owned.source.topic,
+        "partition": owned.source.partition.0,
+        "stream_id": owned.key.stream.to_string(),
+        "epoch": owned.epoch.0,
+        "lane": owned.lane_index,
+        "mode": owned.mode.as_str(),
+        "position": owned.position.as_i64(),
+        "spooled_to": owned.spooled_to.map(Offset::as_i64),
+        "end": owned.end.map(Offset::as_i64),
+        "lag_records": owned.lag(),
+    })
+}
+
+fn spool_json(spool: &SpoolState) -> Value {
+    json!({
+        "on": spool.is_on,
+        "records": spool.stats.record_count,
+        "segments": spool.stats.segment_count,
+        "bytes": spool.stats.total_len_bytes,
+        "max_bytes": spool.max_len_bytes,
+        "quarantined_files": spool.stats.quarantined_file_count,
+        "trouble": spool.trouble,
+    })
+}
+
+fn relay_json(relay: &RelayState, now: Instant) -> Value {
+    let trouble = relay.trouble.as_ref().map(|trouble| {
+        let seconds = now.saturating_duration_since(trouble.since).as_secs();
+        json!({"text": trouble.text, "seconds": seconds})
+    });
+    json!({
+        "role": match relay.role {
+            RelayRole::Leader => "leader",
+            RelayRole::Follower => "follower",
+        },
+        "waiting": relay.waiting_count,
+        "oldest_age_seconds": relay.oldest_age_seconds,
+        "trouble": trouble,
     })
 }

@@ -7,6 +7,8 @@ pub mod dlq;
 mod emit;
 mod healthcheck;
 pub mod offsets;
+#[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
+pub mod spool;
 pub mod table;
 pub mod verify;
 
@@ -55,6 +57,9 @@ enum Command {
     /// Look at dead letters, send them back, give them up, close a breaker.
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
+    /// Look at the spool, the records that wait on this disk for PostgreSQL.
+    #[command(subcommand)]
+    Spool(spool::SpoolCommand),
     /// Prove the account: counters against rows, holes and overlaps, positions against Kafka.
     Verify(verify::VerifyArgs),
 }
@@ -147,6 +152,10 @@ async fn execute(command: Command, config: &Config) -> anyhow::Result<ExitStatus
         Command::Dlq(command) => {
             let store = app::store_settings(config)?;
             dlq::run(&command, &store, &app::outlet_settings(config), &mut out).await
+        }
+        Command::Spool(command) => {
+            let dir = config.spool.as_ref().map(|spool| spool.dir.clone());
+            tokio::task::block_in_place(|| spool::run(&command, dir, &mut out))
         }
         Command::Verify(args) => {
             let store = app::store_settings(config)?;

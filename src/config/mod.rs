@@ -20,6 +20,9 @@ use crate::model::breaker::BreakerRule;
 use crate::model::dead_letter::LetterFormat;
 use parse::Reader;
 
+/// The default of `LOG_DIR`, and where `SPOOL_DIR` is by default.
+const LOG_DIR: &str = "/logs";
+
 /// A setting whose value can't be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{variable}={value}: {accepted}")]
@@ -59,6 +62,8 @@ pub struct Config {
     pub event: EventConfig,
     /// Dead letters.
     pub letters: LetterConfig,
+    /// The spool; `None`: `SPOOL_DIR=off`.
+    pub spool: Option<SpoolConfig>,
     /// The process itself.
     pub process: ProcessConfig,
     shown: Vec<ShownSetting>,
@@ -114,6 +119,23 @@ pub struct LetterConfig {
     pub format: LetterFormat,
     /// `DLQ_BREAKER_SHARE` and `DLQ_BREAKER_WINDOW`.
     pub breaker: BreakerRule,
+}
+
+/// Where records wait while PostgreSQL is away, and how much of them.
+#[derive(Debug, Clone)]
+pub struct SpoolConfig {
+    /// `SPOOL_DIR`.
+    pub dir: PathBuf,
+    /// `SPOOL_AFTER_MS`.
+    pub after: Duration,
+    /// `SPOOL_MAX_BYTES`.
+    pub max_len_bytes: usize,
+    /// `SPOOL_MIN_FREE_BYTES`.
+    pub min_free_len_bytes: usize,
+    /// `SPOOL_SEGMENT_BYTES`.
+    pub segment_len_bytes: usize,
+    /// `SPOOL_KEEP_MS`.
+    pub keep: Duration,
 }
 
 /// Where the process listens, logs and keeps files, and how it stops.
@@ -209,6 +231,7 @@ impl Config {
                     ),
                 },
             },
+            spool: Self::spool(settings, &mut reader),
             process: Self::process(settings, &mut reader),
             shown: Vec::new(),
         };
@@ -253,10 +276,44 @@ impl Config {
         }
     }
 
+    fn spool(settings: &Settings, reader: &mut Reader) -> Option<SpoolConfig> {
+        let log_dir = settings.log_dir.as_deref().filter(|dir| !dir.is_empty()).unwrap_or(LOG_DIR);
+        let dir = reader.text(
+            "SPOOL_DIR",
+            &settings.spool_dir,
+            &format!("{}/spool", log_dir.trim_end_matches('/')),
+        );
+        let (any, most) = (1 << 20..=1 << 50, 0..=1 << 50);
+        let config = SpoolConfig {
+            after: reader.millis("SPOOL_AFTER_MS", &settings.spool_after_ms, "5000", 0..=86_400_000),
+            max_len_bytes: reader.bytes("SPOOL_MAX_BYTES", &settings.spool_max_bytes, "10GiB", any.clone()),
+            min_free_len_bytes: reader.bytes(
+                "SPOOL_MIN_FREE_BYTES",
+                &settings.spool_min_free_bytes,
+                "2GiB",
+                most,
+            ),
+            segment_len_bytes: reader.bytes(
+                "SPOOL_SEGMENT_BYTES",
+                &settings.spool_segment_bytes,
+                "64MiB",
+                any,
+            ),
+            keep: reader.millis(
+                "SPOOL_KEEP_MS",
+                &settings.spool_keep_ms,
+                "86400000",
+                0..=u64::from(u32::MAX),
+            ),
+            dir: PathBuf::from(&dir),
+        };
+        (dir != "off").then_some(config)
+    }
+
     fn process(settings: &Settings, reader: &mut Reader) -> ProcessConfig {
         ProcessConfig {
             http_address: reader.address("HTTP_ADDRESS", &settings.http_address, "0.0.0.0:8080"),
-            log_dir: PathBuf::from(reader.text("LOG_DIR", &settings.log_dir, "/logs")),
+            log_dir: PathBuf::from(reader.text("LOG_DIR", &settings.log_dir, LOG_DIR)),
             log_level: reader.one_of(
                 "LOG_LEVEL",
                 &settings.log_level,

@@ -88,6 +88,24 @@ pub struct Settings {
     /// Directory of this instance's files [default: /logs]
     #[arg(long, global = true, env = "LOG_DIR", value_name = "DIR", hide_env_values = true)]
     pub log_dir: Option<String>,
+    /// Where records wait while PostgreSQL is away, or off [default: LOG_DIR/spool]
+    #[arg(long, global = true, env = "SPOOL_DIR", value_name = "DIR|off", hide_env_values = true)]
+    pub spool_dir: Option<String>,
+    /// ... for longer than this [default: 5000]
+    #[arg(long, global = true, env = "SPOOL_AFTER_MS", value_name = "MS", hide_env_values = true)]
+    pub spool_after_ms: Option<String>,
+    /// How much the spool may hold; then partitions are paused [default: 10GiB]
+    #[arg(long, global = true, env = "SPOOL_MAX_BYTES", value_name = "BYTES", hide_env_values = true)]
+    pub spool_max_bytes: Option<String>,
+    /// How much of its disk the spool leaves free [default: 2GiB]
+    #[arg(long, global = true, env = "SPOOL_MIN_FREE_BYTES", value_name = "BYTES", hide_env_values = true)]
+    pub spool_min_free_bytes: Option<String>,
+    /// How long a file of the spool becomes [default: 64MiB]
+    #[arg(long, global = true, env = "SPOOL_SEGMENT_BYTES", value_name = "BYTES", hide_env_values = true)]
+    pub spool_segment_bytes: Option<String>,
+    /// How long the spool keeps what PostgreSQL has got from it [default: 86400000]
+    #[arg(long, global = true, env = "SPOOL_KEEP_MS", value_name = "MS", hide_env_values = true)]
+    pub spool_keep_ms: Option<String>,
     /// TRACE, DEBUG, INFO, WARN or ERROR [default: INFO]
     #[arg(long, global = true, env = "LOG_LEVEL", value_name = "LEVEL", hide_env_values = true)]
     pub log_level: Option<String>,

@@ -49,6 +49,22 @@ pub struct Chunk {
 }
 
 impl Chunk {
+    /// The chunk from `position` on: what lies before it is left out. All of it when it starts there or behind.
+    #[must_use]
+    pub fn from(mut self, position: Offset) -> Self {
+        if position <= self.start {
+            return self;
+        }
+        self.start = position.min(self.end);
+        self.records.retain(|record| record.offset >= position);
+        match self.records.first_mut() {
+            // All between is absent: what was a record lies before the position.
+            Some(first) => first.absent_before = self.start.distance_to(first.offset).unwrap_or(0),
+            None => self.absent_after = self.start.distance_to(self.end).unwrap_or(0),
+        }
+        self
+    }
+
     /// The bytes of `range`; empty when the range is not one of this chunk's records'.
     #[must_use]
     pub fn bytes(&self, range: &Range<usize>) -> &[u8] {
@@ -73,5 +89,49 @@ impl Chunk {
             .headers
             .iter()
             .map(|(key, value)| (self.bytes(key), value.as_ref().map(|range| self.bytes(range))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::position::Partition;
+
+    /// The chunk `[10, 20)` with records at 12, 13 and 17.
+    fn chunk() -> Chunk {
+        let at = |offset| Offset::new(offset).unwrap();
+        let record = |offset, absent_before| Record {
+            offset: at(offset),
+            absent_before,
+            timestamp_ms: None,
+            key: None,
+            value: None,
+            headers: Vec::new(),
+        };
+        Chunk {
+            assignment: AssignmentId(1),
+            source: Arc::new(TopicPartition { topic: "t".into(), partition: Partition(0) }),
+            start: at(10),
+            end: at(20),
+            absent_after: 2,
+            records: vec![record(12, 2), record(13, 0), record(17, 3)],
+            arena: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_trimmed_chunk_accounts_for_every_offset_that_is_left() {
+        for position in 5..25 {
+            let trimmed = chunk().from(Offset::new(position).unwrap());
+            let absent: u64 = trimmed.records.iter().map(|record| record.absent_before).sum();
+            let record_count = u64::try_from(trimmed.records.len()).unwrap();
+            let span = trimmed.start.distance_to(trimmed.end).unwrap();
+            assert_eq!(absent + trimmed.absent_after + record_count, span, "from {position}");
+            assert_eq!(trimmed.start.as_i64(), position.clamp(10, 20));
+            assert!(trimmed.records.iter().all(|record| record.offset >= trimmed.start));
+        }
+        let offsets =
+            |chunk: Chunk| chunk.records.iter().map(|record| record.offset.as_i64()).collect::<Vec<_>>();
+        assert_eq!(offsets(chunk().from(Offset::new(13).unwrap())), [13, 17]);
     }
 }

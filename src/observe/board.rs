@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use super::latency::Latencies;
 use crate::model::position::{Epoch, Offset, StreamPartition, TopicPartition};
 use crate::model::record::AssignmentId;
+use crate::model::spool::SpoolStats;
+use crate::model::spool::mode::Mode;
 
 /// A partition that we own and read.
 #[derive(Debug, Clone)]
@@ -25,6 +27,10 @@ pub struct OwnedPartition {
     pub position: Offset,
     /// The end of the partition as last fetched.
     pub end: Option<Offset>,
+    /// Where its records go.
+    pub mode: Mode,
+    /// The position behind what the spool holds, while it spools.
+    pub spooled_to: Option<Offset>,
 }
 
 impl OwnedPartition {
@@ -69,6 +75,8 @@ pub enum HoldCode {
     AccountBroken,
     /// Too many of the partition's records are dead letters.
     BreakerOpen,
+    /// What the spool holds of the partition goes to PostgreSQL first.
+    Draining,
 }
 
 impl HoldCode {
@@ -86,6 +94,7 @@ impl HoldCode {
             Self::PositionBeyondEnd => "position_beyond_end",
             Self::AccountBroken => "account_broken",
             Self::BreakerOpen => "breaker_open",
+            Self::Draining => "draining",
         }
     }
 
@@ -93,7 +102,9 @@ impl HoldCode {
     #[must_use]
     pub const fn needs_operator(self) -> bool {
         match self {
-            Self::KafkaUnavailable | Self::DatabaseUnavailable | Self::ClaimedElsewhere => false,
+            Self::KafkaUnavailable | Self::DatabaseUnavailable | Self::ClaimedElsewhere | Self::Draining => {
+                false
+            }
             Self::DatabaseMisconfigured
             | Self::TopicRecreated
             | Self::ForeignGroup
@@ -182,6 +193,19 @@ pub struct RelayState {
     pub trouble: Option<RelayTrouble>,
 }
 
+/// What the spool holds, and how it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SpoolState {
+    /// Whether there is one.
+    pub is_on: bool,
+    /// Its numbers, as of its last change.
+    pub stats: SpoolStats,
+    /// How much it may hold.
+    pub max_len_bytes: u64,
+    /// Why it takes nothing.
+    pub trouble: Option<String>,
+}
+
 /// The board's content.
 #[derive(Debug, Default)]
 pub struct BoardState {
@@ -201,6 +225,8 @@ pub struct BoardState {
     pub totals: Totals,
     /// Dead letters on their way to Kafka.
     pub relay: RelayState,
+    /// Records on the local disk.
+    pub spool: SpoolState,
     /// From a record's own time to its commit.
     pub latencies: Latencies,
 }

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::Pipeline;
 use super::lane::LaneControl;
-use crate::model::position::{Offset, TopicPartition};
+use crate::model::position::{Offset, OffsetRange, TopicPartition};
 use crate::model::record::AssignmentId;
+use crate::model::spool::mode::Mode;
 use crate::observe::board::{DatabaseState, Hold, HoldCode, OwnedPartition};
 use crate::source::{Offer, Placement};
 use crate::store::{
@@ -20,15 +21,20 @@ const BEYOND_END_CONFIRMED_AFTER: Duration = Duration::from_secs(10);
 impl Pipeline {
     /// Claims what is offered; one placement for each offer, in order.
     pub(super) async fn place(&mut self, offers: Vec<Offer>) -> Vec<Placement> {
+        if self.is_spooling() {
+            return self.place_in_spool(&offers).await;
+        }
+        self.refresh_held().await;
         let now = self.clock.monotonic();
         let mut placements = vec![Placement::Hold; offers.len()];
         let (mut indices, mut requests) = (Vec::new(), Vec::new());
         for (index, offer) in offers.iter().enumerate() {
-            if self.is_breaker_open(offer).await {
+            if self.is_breaker_open(offer).await || self.is_draining(&offer.source).await {
                 continue;
             }
             match self.request(offer, now) {
-                Ok(request) => {
+                Ok(mut request) => {
+                    request.low = self.low_with_spool(request.key(), request.low);
                     indices.push(index);
                     requests.push(request);
                 }
@@ -60,12 +66,12 @@ impl Pipeline {
         };
         for ((index, request), answer) in indices.into_iter().zip(&requests).zip(answers) {
             let Some((offer, slot)) = offers.get(index).zip(placements.get_mut(index)) else { continue };
-            *slot = self.answered(&offer.source, request, answer).await;
+            *slot = self.answered(offer, request, answer).await;
         }
         placements
     }
 
-    fn request(&self, offer: &Offer, now: Instant) -> Result<ClaimRequest, (HoldCode, String)> {
+    pub(super) fn request(&self, offer: &Offer, now: Instant) -> Result<ClaimRequest, (HoldCode, String)> {
         let description =
             offer.description.as_ref().map_err(|why| (HoldCode::KafkaUnavailable, why.clone()))?;
         // These do not go away by themselves: what was lost or broken must be looked at first. (An end that was
@@ -126,13 +132,18 @@ impl Pipeline {
         outcome
     }
 
-    async fn answered(
-        &mut self,
-        source: &Arc<TopicPartition>,
-        request: &ClaimRequest,
-        answer: ClaimAnswer,
-    ) -> Placement {
-        let group = self.settings.store.group.clone();
+    async fn answered(&mut self, offer: &Offer, request: &ClaimRequest, answer: ClaimAnswer) -> Placement {
+        let (source, group) = (&offer.source, self.settings.store.group.clone());
+        let low = offer.description.as_ref().map_or(request.low, |description| description.low);
+        // The spool may reach further back than Kafka, and lack what comes next all the same.
+        let answer = match answer {
+            ClaimAnswer::Granted(ClaimedPosition { next, .. })
+                if next < low && !self.is_spooled(request.key(), next) =>
+            {
+                ClaimAnswer::RecordsDeleted { position: next, low }
+            }
+            other => other,
+        };
         let (code, detail) = match answer {
             ClaimAnswer::Granted(position) => return self.adopt(source, request, position).await,
             ClaimAnswer::Recreated { known } => (
@@ -158,7 +169,7 @@ impl Pipeline {
                 ),
             ),
             ClaimAnswer::RecordsDeleted { position, low } => {
-                self.declare_overdue_gap(source, request, low).await;
+                self.declare_overdue_gap(source, request, (position, low)).await;
                 (
                     HoldCode::RecordsDeleted,
                     format!(
@@ -179,14 +190,33 @@ impl Pipeline {
         request: &ClaimRequest,
         position: ClaimedPosition,
     ) -> Placement {
+        let claim = Claim { key: request.key(), epoch: position.epoch };
+        if self.is_spooled(claim.key, position.next) {
+            return self.drain(source, claim, position).await;
+        }
+        match self.adopt_into_lane(source, claim, position, Mode::Live).await {
+            Some((assignment, lane_index)) => {
+                Placement::Start { assignment, lane_index, position: position.next }
+            }
+            None => Placement::Hold,
+        }
+    }
+
+    /// Gives a claimed partition to a lane, under a new assignment.
+    pub(super) async fn adopt_into_lane(
+        &mut self,
+        source: &Arc<TopicPartition>,
+        claim: Claim,
+        position: ClaimedPosition,
+        mode: Mode,
+    ) -> Option<(AssignmentId, usize)> {
         let assignment = AssignmentId(self.next_assignment);
         self.next_assignment += 1;
         let lane_index = self.least_loaded_lane();
-        let claim = Claim { key: request.key(), epoch: position.epoch };
-        let Some(lane) = self.lanes.get(lane_index) else { return Placement::Hold };
+        let lane = self.lanes.get(lane_index)?;
         if lane.send(LaneControl::Adopt { assignment, claim, position: position.next }).await.is_err() {
             tracing::error!(lane_index, "a lane has ended; its partitions are held");
-            return Placement::Hold;
+            return None;
         }
         self.metrics.claimed("granted");
         tracing::info!(partition = %source, position = %position.next, epoch = position.epoch.0, lane_index, "claimed");
@@ -201,9 +231,11 @@ impl Pipeline {
                 lane_index,
                 position: position.next,
                 end: None,
+                mode,
+                spooled_to: None,
             },
         );
-        Placement::Start { assignment, lane_index, position: position.next }
+        Some((assignment, lane_index))
     }
 
     fn least_loaded_lane(&self) -> usize {
@@ -217,7 +249,7 @@ impl Pipeline {
         &mut self,
         source: &Arc<TopicPartition>,
         request: &ClaimRequest,
-        low: Offset,
+        (position, low): (Offset, Offset),
     ) {
         let now = self.clock.monotonic();
         let is_overdue = self.board.lock().held.get(source).is_some_and(|hold| {
@@ -228,6 +260,22 @@ impl Pipeline {
             return;
         }
         let Some(mut session) = self.session.take() else { return };
+        let holder = match OffsetRange::new(position, low) {
+            Some(range) => session.spool_holder(request.key(), range).await,
+            None => return,
+        };
+        match holder {
+            Ok(None) => {}
+            Ok(Some(instance)) => {
+                self.session = Some(session);
+                tracing::warn!(partition = %source, %instance, "another instance's spool holds the records; no gap is declared");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, partition = %source, "the gap can't be declared now");
+                return;
+            }
+        }
         let gap = GapDeclaration {
             key: request.key(),
             low,

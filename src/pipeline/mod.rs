@@ -29,30 +29,36 @@
 
 mod breakers;
 mod claims;
+mod drainer;
 mod facts;
 mod lane;
+mod outage;
+mod spooler;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::breakers::OpenBreaker;
 use self::facts::LaneFacts;
 use self::lane::{GiveUp, Lane, LaneControl, LaneReport, LaneSettings};
+use self::outage::Outage;
 use crate::model::batch::BatchLimits;
 use crate::model::breaker::BreakerRule;
 use crate::model::decode::DecodeRules;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
+use crate::model::spool::mode::Mode;
 use crate::observe::board::{Board, HoldCode, OwnedPartition, Phase};
 use crate::observe::{Clock, Metrics};
 use crate::source::{
     EVENT_QUEUE_COUNT, LANE_QUEUE_COUNT, Placement, SourceCommand, SourceEvent, SourceHandle, SourceSettings,
 };
+use crate::spool::Spool;
 use crate::store::{Claim, Session, SessionPurpose, StoreError, StoreSettings};
 
 /// How long we wait before we claim a partition again that another process claimed: longer than Kafka's
@@ -99,6 +105,15 @@ pub struct PipelineSettings {
     pub breaker: BreakerRule,
 }
 
+/// A spool, and when it takes over.
+#[derive(Debug)]
+pub struct SpoolSettings {
+    /// The open spool.
+    pub spool: Spool,
+    /// How long PostgreSQL must have been away.
+    pub after: Duration,
+}
+
 /// Why the pipeline did not start, or ended without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
@@ -129,6 +144,8 @@ pub struct Pipeline {
     next_assignment: u64,
     claim_not_before: HashMap<Arc<TopicPartition>, Instant>,
     breakers: HashMap<Arc<TopicPartition>, OpenBreaker>,
+    /// The spool; without one records wait in Kafka.
+    outage: Option<Outage>,
     mirrored: BTreeMap<AssignmentId, Offset>,
     /// Assignments that the poll thread must still be told to drop.
     drops: Vec<AssignmentId>,
@@ -136,7 +153,8 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Starts the lanes and the poll thread; `stop` tells [`Self::run`] to end.
+    /// Starts the lanes and the poll thread, and what the spool needs when there is one; `stop` tells [`Self::run`] to
+    /// end.
     ///
     /// # Errors
     /// [`PipelineError::Source`] when librdkafka refuses the settings.
@@ -145,6 +163,7 @@ impl Pipeline {
         board: Board,
         (metrics, clock): (Arc<Metrics>, Clock),
         stop: watch::Receiver<bool>,
+        spool: Option<SpoolSettings>,
     ) -> Result<Self, PipelineError> {
         let (events_tx, events) = mpsc::channel(EVENT_QUEUE_COUNT);
         let (reports_tx, reports) = mpsc::unbounded_channel();
@@ -168,10 +187,16 @@ impl Pipeline {
             let lane = Lane::new(index, lane_settings.clone(), (chunks, control), reports_tx.clone(), out);
             lane_tasks.spawn(lane.run());
         }
+        let lane_queues = queues.clone();
+        let spool = spool.map(|spool| {
+            let (chunks_tx, chunks) = mpsc::channel::<Arc<Chunk>>(LANE_QUEUE_COUNT);
+            queues.push(chunks_tx);
+            (spool, chunks)
+        });
         let source = crate::source::start(&settings.source, queues, events_tx, clock.clone())
             .map_err(|error| PipelineError::Source(error.to_string()))?;
         let partitions_at = clock.monotonic();
-        Ok(Self {
+        let mut pipeline = Self {
             settings,
             board,
             metrics,
@@ -186,10 +211,16 @@ impl Pipeline {
             next_assignment: 1,
             claim_not_before: HashMap::new(),
             breakers: HashMap::new(),
+            outage: None,
             mirrored: BTreeMap::new(),
             drops: Vec::new(),
             partitions_at,
-        })
+        };
+        if let Some((SpoolSettings { spool, after }, chunks)) = spool {
+            let spool = Arc::new(std::sync::Mutex::new(spool));
+            pipeline.start_outage(spool, after, (chunks, lane_queues), reports_tx);
+        }
+        Ok(pipeline)
     }
 
     /// Works until it is told to stop, then stops in good order.
@@ -233,6 +264,8 @@ impl Pipeline {
             SourceEvent::Revoked { assignments, partitions, is_lost, reply } => {
                 self.metrics.rebalanced(if is_lost { "lost" } else { "revoke" });
                 let patience = if is_lost { Duration::ZERO } else { REVOKE_PATIENCE };
+                let mut assignments = assignments;
+                assignments.extend(self.draining_of(&partitions));
                 self.board.lock().held.retain(|source, _| !partitions.contains(source));
                 self.breakers.retain(|source, _| !partitions.contains(source));
                 let ended = self.end(&assignments, patience).await;
@@ -292,28 +325,12 @@ impl Pipeline {
 
     /// Ends assignments: lanes finish or abandon, then the claims are released. Returns where they ended.
     async fn end(&mut self, assignments: &[AssignmentId], patience: Duration) -> Vec<OwnedPartition> {
-        let mut answers = Vec::new();
-        for lane in &self.lanes {
-            let (reply, answer) = oneshot::channel();
-            let control = LaneControl::Abandon { assignments: assignments.to_vec(), patience, reply };
-            if lane.send(control).await.is_ok() {
-                answers.push(answer);
-            }
-        }
-        for answer in answers {
-            if answer.await.is_err() {
-                tracing::debug!("a lane ended while it gave partitions up");
-            }
-        }
-        let ended: Vec<OwnedPartition> = {
-            let mut board = self.board.lock();
-            assignments.iter().filter_map(|assignment| board.owned.remove(assignment)).collect()
-        };
-        let claims: Vec<Claim> =
-            ended.iter().map(|owned| Claim { key: owned.key, epoch: owned.epoch }).collect();
-        assignments.iter().for_each(|assignment| {
-            self.mirrored.remove(assignment);
-        });
+        let ended = self.take_back(assignments, patience).await;
+        let claims: Vec<Claim> = ended
+            .iter()
+            .filter(|owned| owned.mode != Mode::Spooling)
+            .map(|owned| Claim { key: owned.key, epoch: owned.epoch })
+            .collect();
         if !claims.is_empty() {
             self.release(&claims).await;
         }
@@ -345,6 +362,7 @@ impl Pipeline {
 
     async fn tick(&mut self) {
         self.send_drops();
+        self.tick_outage().await;
         let moved = self.mirror();
         if !moved.is_empty() && !self.source.send(SourceCommand::Mirror(moved)) {
             tracing::debug!("the poll thread is busy; the mirror waits");
@@ -367,7 +385,8 @@ impl Pipeline {
     fn mirror(&mut self) -> Vec<(Arc<TopicPartition>, Offset)> {
         let board = self.board.lock();
         let mut moved = Vec::new();
-        for (assignment, owned) in &board.owned {
+        // What is spooled is not stored.
+        for (assignment, owned) in board.owned.iter().filter(|(_, owned)| owned.mode != Mode::Spooling) {
             if self.mirrored.insert(*assignment, owned.position) != Some(owned.position) {
                 moved.push((Arc::clone(&owned.source), owned.position));
             }
@@ -382,7 +401,8 @@ impl Pipeline {
         let assignments: Vec<AssignmentId> = self.board.lock().owned.keys().copied().collect();
         tracing::info!(partition_count = assignments.len(), "stopping");
         let ended = self.end(&assignments, REVOKE_PATIENCE.min(self.settings.shutdown_deadline / 2)).await;
-        let positions = ended.into_iter().map(|owned| (owned.source, owned.position)).collect();
+        let stored = ended.into_iter().filter(|owned| owned.mode != Mode::Spooling);
+        let positions = stored.map(|owned| (owned.source, owned.position)).collect();
         if !self.source.send(SourceCommand::Close(positions)) {
             tracing::warn!("the poll thread can't be told to stop");
             return;

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings::rd_kafka_topic_t;
@@ -16,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::context::Context;
 use super::describe::Describer;
 use super::slots::Slot;
-use super::{OFFER_INTERVAL, Offer, OffsetReset, Placement, SourceEvent};
+use super::{OFFER_INTERVAL, Offer, Placement, SourceEvent, SourceSettings};
 use crate::model::position::{Partition, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::Clock;
@@ -47,12 +48,13 @@ pub(super) struct Assignments {
     slot_by_topic: HashMap<(usize, i32), usize>,
     reread_counts: HashMap<Arc<TopicPartition>, u8>,
     describer: Describer,
+    wants_mirror: Arc<AtomicBool>,
     events: mpsc::Sender<SourceEvent>,
     clock: Clock,
 }
 
 impl Assignments {
-    pub(super) fn new(reset: OffsetReset, events: mpsc::Sender<SourceEvent>, clock: Clock) -> Self {
+    pub(super) fn new(settings: &SourceSettings, events: mpsc::Sender<SourceEvent>, clock: Clock) -> Self {
         Self {
             slots: Vec::new(),
             closed: Vec::new(),
@@ -60,7 +62,8 @@ impl Assignments {
             held: Vec::new(),
             slot_by_topic: HashMap::new(),
             reread_counts: HashMap::new(),
-            describer: Describer::new(reset),
+            describer: Describer::new(settings.reset),
+            wants_mirror: Arc::clone(&settings.wants_mirror),
             events,
             clock,
         }
@@ -108,6 +111,9 @@ impl Assignments {
         }
         let sources: Vec<Arc<TopicPartition>> = due.iter().map(|held| Arc::clone(&held.source)).collect();
         let mut descriptions = self.describer.describe(consumer, &sources);
+        if self.wants_mirror.load(Ordering::Relaxed) {
+            Describer::add_mirrors(consumer, &mut descriptions);
+        }
         let offers: Vec<Offer> = due
             .iter()
             .map(|held| Offer {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 use uuid::Uuid;
 
 use super::{Description, OffsetReset};
@@ -52,6 +53,29 @@ impl Describer {
             .collect()
     }
 
+    /// Adds the group's offsets in Kafka to what was described, where it has any.
+    pub(super) fn add_mirrors<C: ConsumerContext>(consumer: &BaseConsumer<C>, described: &mut Described) {
+        let mut list = TopicPartitionList::new();
+        for source in described.keys() {
+            list.add_partition(&source.topic, source.partition.0);
+        }
+        let committed = match consumer.committed_offsets(list, TIMEOUT) {
+            Ok(committed) => committed,
+            Err(error) => {
+                tracing::warn!(%error, "no broker told the group's offsets");
+                return;
+            }
+        };
+        for (source, description) in described.iter_mut() {
+            let found = committed.find_partition(&source.topic, source.partition.0);
+            if let (Ok(description), Some(KafkaOffset::Offset(offset))) =
+                (description, found.map(|found| found.offset()))
+            {
+                description.mirror = Offset::new(offset);
+            }
+        }
+    }
+
     fn cluster_and_topics<C: ConsumerContext>(
         &mut self,
         consumer: &BaseConsumer<C>,
@@ -97,7 +121,7 @@ impl Describer {
             OffsetReset::Earliest => low,
             OffsetReset::Latest => high,
         };
-        Ok(Description { cluster_id: Arc::clone(cluster_id), topic_id, low, high, initial })
+        Ok(Description { cluster_id: Arc::clone(cluster_id), topic_id, low, high, initial, mirror: None })
     }
 }
 

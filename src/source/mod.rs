@@ -27,6 +27,7 @@ mod poller;
 mod slots;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -54,6 +55,8 @@ pub struct SourceSettings {
     pub subscription: Vec<String>,
     /// Where a group without a position starts.
     pub reset: OffsetReset,
+    /// Whether offers are to name the group's offset in Kafka.
+    pub wants_mirror: Arc<AtomicBool>,
 }
 
 /// Where a group without a position starts.
@@ -78,6 +81,8 @@ pub struct Description {
     pub high: Offset,
     /// Where a group without a position starts.
     pub initial: Offset,
+    /// The group's offset in Kafka: where PostgreSQL was, or before that. Only asked for while PostgreSQL is away.
+    pub mirror: Option<Offset>,
 }
 
 /// A partition that Kafka has assigned to us, offered to the pipeline.

@@ -84,7 +84,7 @@ pub fn start(
     for (key, value) in &settings.properties {
         config.set(key, value);
     }
-    let assignments = Arc::new(Mutex::new(Assignments::new(settings.reset, events.clone(), clock.clone())));
+    let assignments = Arc::new(Mutex::new(Assignments::new(settings, events.clone(), clock.clone())));
     let consumer: BaseConsumer<Context> =
         config.create_with_context(Context { assignments: Arc::clone(&assignments) })?;
     let names: Vec<&str> = settings.subscription.iter().map(String::as_str).collect();

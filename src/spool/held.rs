@@ -28,23 +28,6 @@ pub struct Tail {
     pub position: Offset,
 }
 
-/// Numbers for metrics and `spool list`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct SpoolStats {
-    /// How many segments hold something that may not be in PostgreSQL.
-    pub segment_count: u64,
-    /// How many records those segments hold; a partition that is drained out of a segment does not count.
-    pub record_count: u64,
-    /// The length of those segments.
-    pub held_len_bytes: u64,
-    /// The length of all files: segments, drained and quarantined ones.
-    pub total_len_bytes: u64,
-    /// When the oldest of those segments was begun, in milliseconds since the Unix epoch.
-    pub oldest_created_at_ms: Option<i64>,
-    /// How many files are in quarantine.
-    pub quarantined_file_count: u64,
-}
-
 /// What one segment holds of one partition.
 #[derive(Debug, Clone)]
 pub(super) struct SegmentPart {

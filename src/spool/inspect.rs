@@ -83,6 +83,17 @@ pub struct Finding {
     pub damage: Damage,
 }
 
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Damage { line_number, at, fault } = &self.damage;
+        let what = match self.kind {
+            FindingKind::Unfinished => "not finished: ",
+            FindingKind::Damage => "",
+        };
+        write!(f, "{}: line {line_number} (byte {at}): {what}{fault}", self.path.display())
+    }
+}
+
 impl<D: Disk> Inspection<D> {
     /// A view of `directory`.
     #[must_use]

@@ -7,6 +7,7 @@ use crate::model::spool::{BatchNumber, SegmentNumber};
 const QUARANTINE: &str = "quarantine";
 const DRAINED: &str = "drained";
 const LOCK: &str = "LOCK";
+const INSTANCE: &str = "INSTANCE";
 /// The end of the name of a file that is being written, and takes another's place when it is whole.
 pub(super) const UNFINISHED_SUFFIX: &str = ".new";
 
@@ -68,6 +69,10 @@ impl Layout {
         self.root.join(LOCK)
     }
 
+    pub(super) fn instance(&self) -> PathBuf {
+        self.root.join(INSTANCE)
+    }
+
     pub(super) fn quarantine(&self) -> PathBuf {
         self.root.join(QUARANTINE)
     }
@@ -105,7 +110,7 @@ impl Layout {
 
     /// Whether a name in the root is that of a file which is ours and no segment.
     pub(super) fn is_lock(name: &str) -> bool {
-        name == LOCK
+        name == LOCK || name == INSTANCE
     }
 }
 

@@ -15,6 +15,7 @@
 //! # The directory
 //!
 //! ```text
+//! INSTANCE                                        the id of the instance, the same after every restart
 //! LOCK                                            held as long as the process lives; names the process
 //! segment-0000000000000007.jsonl                  what is held; the highest number is written to
 //! drained/segment-0000000000000006-drained-1700000000000.jsonl   PostgreSQL has it; kept for SPOOL_KEEP
@@ -104,7 +105,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::model::position::{Offset, StreamPartition};
-use crate::model::spool::{BatchNumber, Closing, SegmentNumber};
+use crate::model::spool::{BatchNumber, Closing, SegmentNumber, SpoolStats};
 
 use self::disk::{Disk, LocalDisk};
 use self::error::Doing;
@@ -114,13 +115,43 @@ use self::write::Active;
 
 pub use drain::{Drain, Next};
 pub use error::{Shortage, SpoolError};
-pub use held::{PartitionRanges, SpoolStats, Tail};
+pub use held::{PartitionRanges, Tail};
 pub use inspect::{Finding, FindingKind, Inspection, SegmentFile, SegmentPlace, SegmentSummary};
 pub use recover::{Cut, Missing, Quarantined, QuarantinedWhen, Recovery};
 pub use scan::{Damage, UnknownBatches};
 
 /// The length at which a segment is closed, unless it is set otherwise.
 pub const SEGMENT_LEN_BYTES: u64 = 64 << 20;
+
+/// A drain of a spool on the real disk.
+pub type LocalDrain = Drain<<LocalDisk as Disk>::File>;
+
+/// The id of the instance whose spool is in `directory`: written there once, and the same after every restart.
+///
+/// # Errors
+/// What the system says.
+pub fn instance_of(directory: &Path) -> std::io::Result<Uuid> {
+    let disk = LocalDisk;
+    disk.create_dir(directory)?;
+    let path = Layout::new(directory).instance();
+    let known = match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().ok(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    if let Some(instance) = known {
+        return Ok(instance);
+    }
+    // New, or never finished. Should another process do the same now, only one of them gets the lock.
+    let instance = Uuid::new_v4();
+    let unfinished = path.with_extension("new");
+    let mut file = std::fs::File::create(&unfinished)?;
+    std::io::Write::write_all(&mut file, format!("{instance}\n").as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&unfinished, &path)?;
+    disk.sync_dir(directory)?;
+    Ok(instance)
+}
 
 /// How much the spool may take, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

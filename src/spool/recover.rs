@@ -96,6 +96,16 @@ pub struct Missing {
     pub batches: UnknownBatches,
 }
 
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "segment {} is missing, which segment {} names as the one before it",
+            self.segment, self.named_by
+        )
+    }
+}
+
 /// Opens a directory; see [`Spool::open`].
 pub(super) fn open<D: Disk>(
     layout: Layout,

@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Either, Row};
 use super::copy::{self, DEAD_LETTER_COLUMNS, EVENT_COLUMNS};
 use super::error::StoreError;
 use super::session::Session;
+use crate::failpoint;
 use crate::model::batch::{Batch, Fate, Part};
 use crate::model::position::{Epoch, Offset, Partition, StreamId, StreamPartition};
 
@@ -217,6 +218,7 @@ impl Session {
         }
         buffer.extend_from_slice(copy::TRAILER);
         copy.send(buffer.as_slice()).await?;
+        failpoint::at("commit_in_copy");
         Ok(copy.finish().await?)
     }
 }

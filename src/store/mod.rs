@@ -28,6 +28,7 @@ mod merge;
 mod migrate;
 mod partitions;
 mod session;
+mod spool_ranges;
 mod verify;
 
 pub use actions::{GapDeclaration, OffsetRow, StreamRow};

@@ -23,4 +23,5 @@ mod records;
 mod redrive;
 mod scene;
 mod schema;
+mod spooling;
 mod streams;

@@ -39,7 +39,8 @@ fn a_daemon_that_is_stopped_in_a_copy_is_replaced_refused_and_recovers() {
     let scene = Scene::new("stopped", 4);
     let record_count = 60_000;
     scene.produce(&PLAN, 0, record_count / 2);
-    let mut first = scene.daemon();
+    // It dawdles in its second COPY, or in one soon after.
+    let mut first = scene.daemon_with(&[("FAILPOINTS", "commit_in_copy=1*off->1*sleep(2000)")]);
     let copying = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'COPY %' \
                    AND state = 'active'";
     wait_for("a COPY", Duration::from_secs(30), || scene.number(copying) > 0);

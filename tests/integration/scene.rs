@@ -161,6 +161,8 @@ impl Scene {
                 ("KAFKA_TOPICS", topic.as_str()),
                 ("KAFKA_GROUP_ID", name.as_str()),
                 ("KAFKA_SESSION_TIMEOUT_MS", "6000"),
+                // Tests that need it set a directory.
+                ("SPOOL_DIR", "off"),
             ]
             .map(|(key, value)| (key.to_owned(), value.to_owned())),
         );
@@ -224,11 +226,28 @@ impl Scene {
         found.map_or(0, |found| found.partitions().len())
     }
 
-    /// Deletes the records of a partition before `offset`.
+    /// Deletes the records of a partition before `offset`; -1: all.
     pub(crate) fn delete_records(&self, partition: i32, offset: i64) {
         let mut list = rdkafka::TopicPartitionList::new();
-        list.add_partition_offset(&self.topic, partition, rdkafka::Offset::Offset(offset)).unwrap();
+        let offset = if offset < 0 { rdkafka::Offset::End } else { rdkafka::Offset::Offset(offset) };
+        list.add_partition_offset(&self.topic, partition, offset).unwrap();
         block_on(self.admin().delete_records(&list, &AdminOptions::new())).unwrap();
+    }
+
+    /// The sum of the group's offsets in Kafka.
+    pub(crate) fn mirrored_count(&self) -> i64 {
+        use rdkafka::consumer::Consumer;
+        let consumer: rdkafka::consumer::BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", self.stack.brokers())
+            .set("group.id", &self.name)
+            .create()
+            .unwrap();
+        let mut list = rdkafka::TopicPartitionList::new();
+        for partition in 0..self.partition_count_of(&self.topic) {
+            list.add_partition(&self.topic, i32::try_from(partition).unwrap());
+        }
+        let committed = consumer.committed_offsets(list, Duration::from_secs(10)).unwrap();
+        committed.elements().iter().map(|element| element.offset().to_raw().unwrap_or(0).max(0)).sum()
     }
 
     pub(crate) fn producer(&self, extra: &[(&str, &str)]) -> ThreadedProducer<DefaultProducerContext> {
