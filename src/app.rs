@@ -128,6 +128,13 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
                 )
             })?;
             let spool = open_spool(settings, store.instance)?;
+            // Now under its lock: two first starts at once may both have written an id.
+            if spool::instance_of(&settings.dir)? != store.instance {
+                anyhow::bail!(
+                    "another process began in SPOOL_DIR={} at the same time; start again",
+                    settings.dir.display()
+                );
+            }
             let mut board = board.lock();
             board.spool.is_on = true;
             board.spool.stats = spool.stats();

@@ -7,11 +7,12 @@ use std::io::Write;
 use anyhow::Context;
 use clap::builder::NonEmptyStringValueParser;
 use serde_json::json;
+use uuid::Uuid;
 
 use super::ExitStatus;
 use super::table::{Cell, Table, with_thousands};
 use super::verify::watermarks;
-use crate::model::position::{Offset, Partition, StreamPartition};
+use crate::model::position::{Offset, OffsetRange, Partition, StreamPartition};
 use crate::source::{Lookup, LookupError};
 use crate::store::{
     GapDeclaration, OffsetRow, Session, SessionPurpose, StoreError, StoreSettings, StreamIdentity, StreamRow,
@@ -252,12 +253,20 @@ async fn declare_gap(
     let (group, name) = (&*edges.store.group, format!("{}/{partition}", args.topic));
     let mut session = edges.store.connect(SessionPurpose::Operator).await?;
     let position = position_of(&mut session, group, key).await?;
+    let holder = match position.and_then(|position| OffsetRange::new(position, low)) {
+        Some(range) => session.spool_holder(key, range, Uuid::nil()).await?,
+        None => None,
+    };
     let refusal = match position {
         None => {
             Some(format!("group {group} has no position in {name} as kafka has it now; see `offsets list`"))
         }
         Some(position) if position >= low => Some(format!(
             "no gap in {name}: the position {position} is not below the first offset {low} that kafka has"
+        )),
+        Some(_) if let Some(instance) = holder => Some(format!(
+            "instance {instance} holds some of these records of {name} in its spool; let it drain them. If it and its disk \
+             are gone for good: DELETE FROM audit_events.spool_ranges WHERE instance_id = '{instance}'"
         )),
         Some(position) if !args.yes => Some(format!(
             "would declare [{position}, {low}) of {name} lost to group {group}; say it again with --yes to do it"

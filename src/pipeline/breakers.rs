@@ -79,6 +79,10 @@ impl Pipeline {
                     self.breakers.remove(&offer.source);
                     tracing::info!(partition = %offer.source, "the breaker was closed by an operator");
                 }
+                let is_known = self.board.lock().held.contains_key(&offer.source);
+                if is_open && !is_known {
+                    self.hold(&offer.source, HoldCode::BreakerOpen, reason);
+                }
                 is_open
             }
             Err(error) => {

@@ -25,6 +25,8 @@ impl Pipeline {
             return self.place_in_spool(&offers).await;
         }
         self.refresh_held().await;
+        // Before anything is claimed, so that nobody declares a gap over it.
+        self.publish_ranges().await;
         let now = self.clock.monotonic();
         let mut placements = vec![Placement::Hold; offers.len()];
         let (mut indices, mut requests) = (Vec::new(), Vec::new());
@@ -35,6 +37,8 @@ impl Pipeline {
             match self.request(offer, now) {
                 Ok(mut request) => {
                     request.low = self.low_with_spool(request.key(), request.low);
+                    request.initial =
+                        request.initial.min(self.low_with_spool(request.key(), request.initial));
                     indices.push(index);
                     requests.push(request);
                 }
@@ -64,6 +68,14 @@ impl Pipeline {
                 return placements;
             }
         };
+        let positions = requests.iter().zip(&answers).filter_map(|(request, answer)| match answer {
+            ClaimAnswer::Granted(ClaimedPosition { next: position, .. })
+            | ClaimAnswer::RecordsDeleted { position, .. } => Some((request.key(), *position)),
+            ClaimAnswer::Recreated { .. }
+            | ClaimAnswer::ForeignGroup { .. }
+            | ClaimAnswer::BeyondEnd { .. } => None,
+        });
+        self.note_positions(positions.collect()).await;
         for ((index, request), answer) in indices.into_iter().zip(&requests).zip(answers) {
             let Some((offer, slot)) = offers.get(index).zip(placements.get_mut(index)) else { continue };
             *slot = self.answered(offer, request, answer).await;
@@ -140,7 +152,9 @@ impl Pipeline {
             ClaimAnswer::Granted(ClaimedPosition { next, .. })
                 if next < low && !self.is_spooled(request.key(), next) =>
             {
-                ClaimAnswer::RecordsDeleted { position: next, low }
+                // What the spool holds behind the hole is not lost.
+                let held = self.first_spooled_after(request.key(), next);
+                ClaimAnswer::RecordsDeleted { position: next, low: held.map_or(low, |held| held.min(low)) }
             }
             other => other,
         };
@@ -256,12 +270,12 @@ impl Pipeline {
             hold.code == HoldCode::RecordsDeleted
                 && now.saturating_duration_since(hold.since) >= self.settings.gap_wait
         });
-        if !is_overdue {
+        if !is_overdue || self.is_spool_unreadable() {
             return;
         }
         let Some(mut session) = self.session.take() else { return };
         let holder = match OffsetRange::new(position, low) {
-            Some(range) => session.spool_holder(request.key(), range).await,
+            Some(range) => session.spool_holder(request.key(), range, self.settings.store.instance).await,
             None => return,
         };
         match holder {

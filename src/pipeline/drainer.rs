@@ -1,8 +1,9 @@
 //! Feeds what the spool holds to the lanes, oldest first, as if it came from Kafka: decoding, the commit and all that
 //! may go wrong with it are the lanes' as ever, and the compare-and-set decides.
 //!
-//! A batch before the position is left out; one that begins before it is trimmed; one that begins behind it ends the
-//! partition's drain: what lies between is read from Kafka, and the spool's batches go when the position has passed them.
+//! A batch before the position is left out; one that begins before it is trimmed; one that begins behind it waits for
+//! what lies between. The spool is read from its beginning again and again until a whole pass had nothing for a
+//! partition: what it still lacks is read from Kafka, and the spool's batches go when the position has passed them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,8 +16,9 @@ use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::Metrics;
 use crate::spool::{LocalDrain, Next, SpoolError};
 
-/// How long to wait before a spool that can't be read is tried again.
+/// How long to wait before a spool that can't be read is tried again, and how often.
 const RETRY_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
+const FAILURE_MAX_COUNT: u32 = 5;
 
 /// What the loop tells the drainer.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(super) enum DrainerControl {
 pub(super) struct Fed {
     pub(super) assignment: AssignmentId,
     pub(super) to: Offset,
+    /// The spool could not be read any further.
+    pub(super) is_unreadable: bool,
 }
 
 #[derive(Debug)]
@@ -43,7 +47,7 @@ struct Target {
 
 pub(super) struct Drainer {
     spool: SharedSpool,
-    control: mpsc::Receiver<DrainerControl>,
+    control: mpsc::UnboundedReceiver<DrainerControl>,
     fed: mpsc::UnboundedSender<Fed>,
     metrics: Arc<Metrics>,
     targets: HashMap<StreamPartition, Target>,
@@ -53,6 +57,8 @@ pub(super) struct Drainer {
 enum Pass {
     /// Nothing more for now.
     End,
+    /// The disk fails again and again.
+    Unreadable,
     /// The loop hung up.
     Over,
 }
@@ -60,7 +66,7 @@ enum Pass {
 impl Drainer {
     pub(super) fn new(
         spool: SharedSpool,
-        control: mpsc::Receiver<DrainerControl>,
+        control: mpsc::UnboundedReceiver<DrainerControl>,
         fed: mpsc::UnboundedSender<Fed>,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -79,13 +85,20 @@ impl Drainer {
             while let Ok(control) = self.control.try_recv() {
                 self.obey(control);
             }
-            let keys: Vec<StreamPartition> = self.targets.keys().copied().collect();
-            if matches!(self.pass().await, Pass::Over) {
+            let before: Vec<(StreamPartition, AssignmentId, Offset)> =
+                self.targets.iter().map(|(key, target)| (*key, target.assignment, target.next)).collect();
+            let pass = self.pass().await;
+            if matches!(pass, Pass::Over) {
                 return;
             }
-            // Those that were there from the pass's beginning have seen the whole spool.
-            for key in keys {
-                self.finish(key);
+            // Those that were there from the beginning, and for which the whole spool had nothing, are done; the others
+            // came meanwhile, or what they need stands before something that was passed too early.
+            for (key, assignment, next) in before {
+                let is_same = |target: &Target| target.assignment == assignment && target.next == next;
+                let is_unreadable = matches!(pass, Pass::Unreadable);
+                if self.targets.get(&key).is_some_and(|target| is_same(target) || is_unreadable) {
+                    self.finish(key, is_unreadable);
+                }
             }
         }
     }
@@ -101,9 +114,9 @@ impl Drainer {
         }
     }
 
-    fn finish(&mut self, key: StreamPartition) {
+    fn finish(&mut self, key: StreamPartition, is_unreadable: bool) {
         let Some(target) = self.targets.remove(&key) else { return };
-        let fed = Fed { assignment: target.assignment, to: target.next };
+        let fed = Fed { assignment: target.assignment, to: target.next, is_unreadable };
         // Unbounded, and bounded by one for each assignment.
         if self.fed.send(fed).is_err() {
             tracing::debug!("nobody waits for the end of a drain");
@@ -112,8 +125,11 @@ impl Drainer {
 
     /// Reads the spool from its oldest batch to its end.
     async fn pass(&mut self) -> Pass {
-        let mut cursor = LocalDrain::default();
+        let (mut cursor, mut failure_count) = (LocalDrain::default(), 0);
         while !self.targets.is_empty() {
+            while let Ok(control) = self.control.try_recv() {
+                self.obey(control);
+            }
             match self.next(cursor).await {
                 Some((Ok(Next::End), _)) => return Pass::End,
                 Some((Ok(Next::Batch(batch)), read)) => {
@@ -123,9 +139,8 @@ impl Drainer {
                     if range.end() <= target.next {
                         continue;
                     }
+                    // Something is missing before it, which an earlier or a later pass may bring; or else Kafka.
                     if range.start() > target.next {
-                        tracing::warn!(partition = %key, position = %target.next, found = %range, "the spool lacks what comes next; it is read from kafka");
-                        self.finish(key);
                         continue;
                     }
                     let chunk = batch.into_chunk(target.assignment).from(target.next);
@@ -143,10 +158,14 @@ impl Drainer {
                 }
                 Some((Err(error), read)) => {
                     cursor = read;
-                    tracing::error!(%error, "the spool can't be read; it is tried again");
+                    failure_count += 1;
+                    tracing::error!(%error, failure_count, "the spool can't be read");
+                    if failure_count >= FAILURE_MAX_COUNT {
+                        return Pass::Unreadable;
+                    }
                     tokio::time::sleep(RETRY_WAIT).await;
                 }
-                None => return Pass::End,
+                None => return Pass::Unreadable,
             }
         }
         Pass::End

@@ -269,6 +269,7 @@ impl Pipeline {
                 self.board.lock().held.retain(|source, _| !partitions.contains(source));
                 self.breakers.retain(|source, _| !partitions.contains(source));
                 let ended = self.end(&assignments, patience).await;
+                self.forget_positions(&ended);
                 tracing::info!(
                     partition_count = partitions.len(),
                     read_count = ended.len(),

@@ -8,15 +8,18 @@
 //! ```
 //!
 //! Each arrow ends one assignment and begins another, by way of the poll thread's next offer, so every position is
-//! looked up anew. Where a partition begins to spool: behind what the spool holds of it; else at the position that was
-//! last known here; else at the group's offset in Kafka, which never leads; else nowhere: it is held.
+//! looked up anew. Where a partition begins to spool: at the position that was last known here, or the group's offset in Kafka, which
+//! never leads, and behind what the spool holds from there on; else behind the newest batch that the spool holds; else
+//! nowhere: it is held.
 //!
 //! The claim that follows an outage tells PostgreSQL's position, and that decides: what the spool holds from there on
 //! is drained first; what it lacks is read from Kafka, and the spool's batches are dropped when the position has passed
 //! them. Before anything is claimed, the ranges that the spool holds are written to `spool_ranges`, so that nobody
 //! declares a gap over them; that write is also how we learn that PostgreSQL is back and takes writes.
 
-use std::collections::HashMap;
+mod holdings;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -24,10 +27,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use self::holdings::ranges_of;
 use super::drainer::{Drainer, DrainerControl, Fed};
 use super::lane::LaneControl;
 use super::spooler::{SharedSpool, Spooler, SpoolerControl, with_spool};
-use super::{CONTROL_QUEUE_COUNT, Pipeline, RELEASE_TIMEOUT};
+use super::{CONTROL_QUEUE_COUNT, Pipeline, REVOKE_PATIENCE};
 use crate::model::position::{Epoch, Offset, OffsetRange, StreamPartition, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::model::spool::mode::Mode;
@@ -39,6 +43,11 @@ use crate::store::{Claim, ClaimRequest, ClaimedPosition, SessionPurpose, StoreEr
 /// How long asking whether PostgreSQL is back may take, and how long to wait before it is asked again.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest wait between such questions, when PostgreSQL was back for less than [`RETURN_LASTS`].
+const PROBE_WAIT_MOST: Duration = Duration::from_secs(60);
+const RETURN_LASTS: Duration = Duration::from_secs(60);
+/// How long a spool whose disk fails is left alone.
+const UNREADABLE_HOLD: Duration = Duration::from_secs(300);
 /// How often drained segments are pruned, and positions of partitions that others own are looked up.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -58,7 +67,7 @@ pub(super) struct Outage {
     spooler: mpsc::Sender<SpoolerControl>,
     /// The spooler's place behind the lanes, for the poll thread.
     spooler_index: usize,
-    drainer: mpsc::Sender<DrainerControl>,
+    drainer: mpsc::UnboundedSender<DrainerControl>,
     fed: mpsc::UnboundedReceiver<Fed>,
     lane_queues: Vec<mpsc::Sender<Arc<Chunk>>>,
     is_spooling: bool,
@@ -70,6 +79,13 @@ pub(super) struct Outage {
     draining: HashMap<Arc<TopicPartition>, Draining>,
     /// What the spool holds.
     held: HashMap<StreamPartition, PartitionRanges>,
+    /// Partitions of which it was said that the spool holds what was declared a gap.
+    gaps_said: HashSet<StreamPartition>,
+    /// Until when the spool's disk counts as unreadable: what Kafka has is read from there.
+    unreadable_until: Option<Instant>,
+    /// When PostgreSQL came back last, and how long to wait before it is asked again: longer when that did not last.
+    returned_at: Option<Instant>,
+    probe_wait: Duration,
     /// What `spool_ranges` says of it.
     published: Option<Vec<(StreamPartition, OffsetRange)>>,
 }
@@ -84,7 +100,8 @@ impl Pipeline {
         reports: mpsc::UnboundedSender<super::lane::LaneReport>,
     ) {
         let (spooler, spooler_control) = mpsc::channel(CONTROL_QUEUE_COUNT);
-        let (drainer, drainer_control) = mpsc::channel(CONTROL_QUEUE_COUNT);
+        // Unbounded, and bounded by two for each assignment.
+        let (drainer, drainer_control) = mpsc::unbounded_channel();
         let (fed_tx, fed) = mpsc::unbounded_channel();
         let out = (self.board.clone(), Arc::clone(&self.metrics), self.clock.clone());
         let task = Spooler::new(Arc::clone(&spool), (chunks, spooler_control), reports, out);
@@ -107,6 +124,10 @@ impl Pipeline {
             last_known: HashMap::new(),
             draining: HashMap::new(),
             held: HashMap::new(),
+            gaps_said: HashSet::new(),
+            unreadable_until: None,
+            returned_at: None,
+            probe_wait: PROBE_INTERVAL,
             published: None,
         });
     }
@@ -121,6 +142,9 @@ impl Pipeline {
         let now = self.clock.monotonic();
         let Some(outage) = &mut self.outage else { return };
         while let Ok(fed) = outage.fed.try_recv() {
+            if fed.is_unreadable {
+                outage.unreadable_until = Some(now + UNREADABLE_HOLD);
+            }
             if let Some(draining) = outage.draining.values_mut().find(|own| own.assignment == fed.assignment)
             {
                 draining.fed_to = Some(fed.to);
@@ -149,7 +173,11 @@ impl Pipeline {
         let Some(outage) = &mut self.outage else { return };
         tracing::warn!(partition_count = ended.len(), "postgresql stays away; records go to the spool");
         outage.is_spooling = true;
-        outage.probe_at = self.clock.monotonic() + PROBE_INTERVAL;
+        let now = self.clock.monotonic();
+        let lasted = outage.returned_at.is_none_or(|at| now.saturating_duration_since(at) >= RETURN_LASTS);
+        outage.probe_wait =
+            if lasted { PROBE_INTERVAL } else { (outage.probe_wait * 2).min(PROBE_WAIT_MOST) };
+        outage.probe_at = now + outage.probe_wait;
         self.settings.source.wants_mirror.store(true, Ordering::Relaxed);
         for owned in ended {
             outage.last_known.insert(owned.key, owned.position);
@@ -167,7 +195,7 @@ impl Pipeline {
             Some(probe) if !probe.is_finished() => outage.probe = Some(probe),
             Some(probe) => {
                 let answer = probe.await.unwrap_or_else(|_died| Err(StoreError::no_answer("probe")));
-                outage.probe_at = now + PROBE_INTERVAL;
+                outage.probe_at = now + outage.probe_wait;
                 match answer {
                     Ok(()) => self.end_spooling().await,
                     Err(error) => {
@@ -203,9 +231,14 @@ impl Pipeline {
         let ended = self.take_back(&assignments, Duration::ZERO).await;
         let Some(outage) = &mut self.outage else { return };
         outage.is_spooling = false;
+        outage.returned_at = Some(self.clock.monotonic());
         outage.published = None;
         self.settings.source.wants_mirror.store(false, Ordering::Relaxed);
-        self.board.lock().database = DatabaseState::Up;
+        {
+            let mut board = self.board.lock();
+            board.database = DatabaseState::Up;
+            board.spool.trouble = None;
+        }
         tracing::info!(partition_count = ended.len(), "postgresql is back; the spool is drained");
         self.drops.extend(assignments);
         self.send_drops();
@@ -235,7 +268,7 @@ impl Pipeline {
             let is_gone = |draining: &Draining| assignments.contains(&draining.assignment);
             for draining in outage.draining.values().filter(|draining| is_gone(draining)) {
                 let stop = DrainerControl::Stop { assignment: draining.assignment };
-                if outage.drainer.send(stop).await.is_err() {
+                if outage.drainer.send(stop).is_err() {
                     tracing::debug!("the drainer is gone");
                 }
             }
@@ -263,12 +296,24 @@ impl Pipeline {
     /// Places offers while PostgreSQL is away.
     pub(super) async fn place_in_spool(&mut self, offers: &[Offer]) -> Vec<Placement> {
         let now = self.clock.monotonic();
-        let mut placements = Vec::with_capacity(offers.len());
+        self.refresh_held().await;
         let Some(outage) = &self.outage else { return vec![Placement::Hold; offers.len()] };
-        let tails = with_spool(&outage.spool, |spool| spool.tails()).await.unwrap_or_default();
+        let Some(tails) = with_spool(&outage.spool, |spool| spool.tails()).await else {
+            return vec![Placement::Hold; offers.len()];
+        };
         let tails: HashMap<StreamPartition, Offset> =
             tails.into_iter().map(|tail| (tail.key, tail.position)).collect();
+        let mut placements = Vec::with_capacity(offers.len());
         for offer in offers {
+            // What stands still for an operator does so in an outage, too.
+            let stands_still = self.breakers.contains_key(&offer.source)
+                || self.board.lock().held.get(&offer.source).is_some_and(|hold| {
+                    matches!(hold.code, HoldCode::TopicRecreated | HoldCode::ForeignGroup)
+                });
+            if stands_still {
+                placements.push(Placement::Hold);
+                continue;
+            }
             placements.push(match self.request(offer, now) {
                 Ok(request) => self.spool_from(offer, &request, &tails).await,
                 Err((code, detail)) => {
@@ -290,7 +335,10 @@ impl Pipeline {
         let Some(outage) = &self.outage else { return Placement::Hold };
         let last_known = outage.last_known.get(&key).copied();
         let mirror = offer.description.as_ref().ok().and_then(|description| description.mirror);
-        let position = tails.get(&key).copied().or(last_known).or(mirror);
+        // Behind what is known to be stored, and what the spool holds from there on; not behind its newest batch, as
+        // there may be a hole before that.
+        let known = last_known.max(mirror).map(|known| self.end_of_spooled(key, known));
+        let position = known.or_else(|| tails.get(&key).copied());
         let Some(position) = position.filter(|position| *position <= request.high) else {
             let detail = "postgresql is away, and neither the spool nor kafka tells a position to go on from; it is not guessed";
             self.hold(&offer.source, HoldCode::DatabaseUnavailable, detail.into());
@@ -325,30 +373,6 @@ impl Pipeline {
         Placement::Start { assignment, lane_index, position: start }
     }
 
-    /// Brings what is known of the spool up to date, before offers are placed.
-    pub(super) async fn refresh_held(&mut self) {
-        let Some(outage) = &mut self.outage else { return };
-        let seen = with_spool(&outage.spool, |spool| (spool.held(), spool.stats())).await;
-        let Some((held, stats)) = seen else { return };
-        outage.held = held.into_iter().map(|ranges| (ranges.key, ranges)).collect();
-        self.board.lock().spool.stats = stats;
-    }
-
-    /// The first offset that can be had: Kafka's, or the spool's when that reaches further back.
-    pub(super) fn low_with_spool(&self, key: StreamPartition, low: Offset) -> Offset {
-        let held = self.outage.as_ref().and_then(|outage| outage.held.get(&key));
-        let first = held.and_then(|held| held.ranges.iter().map(OffsetRange::start).min());
-        first.map_or(low, |first| low.min(first))
-    }
-
-    /// Whether the spool holds the record at `position`.
-    pub(super) fn is_spooled(&self, key: StreamPartition, position: Offset) -> bool {
-        let held = self.outage.as_ref().and_then(|outage| outage.held.get(&key));
-        held.is_some_and(|held| {
-            held.ranges.iter().any(|range| range.start() <= position && position < range.end())
-        })
-    }
-
     /// Drains a partition that was claimed at `position`: its lane is fed from the spool, and Kafka waits.
     pub(super) async fn drain(
         &mut self,
@@ -365,7 +389,7 @@ impl Pipeline {
         let Some(outage) = &mut self.outage else { return Placement::Hold };
         let Some(lane) = outage.lane_queues.get(lane_index).cloned() else { return Placement::Hold };
         let feed = DrainerControl::Feed { key: claim.key, assignment, lane, position: position.next };
-        if outage.drainer.send(feed).await.is_err() {
+        if outage.drainer.send(feed).is_err() {
             tracing::error!("the drainer has ended; the partition is held");
         }
         outage.draining.insert(Arc::clone(source), Draining { assignment, fed_to: None });
@@ -385,7 +409,7 @@ impl Pipeline {
         let Some((key, position)) = position else {
             // The lane gave it up.
             outage.draining.remove(source);
-            if outage.drainer.send(DrainerControl::Stop { assignment }).await.is_err() {
+            if outage.drainer.send(DrainerControl::Stop { assignment }).is_err() {
                 tracing::debug!("the drainer is gone");
             }
             return false;
@@ -394,82 +418,9 @@ impl Pipeline {
             return true;
         }
         tracing::info!(partition = %source, %position, "the spool is drained");
-        self.end(&[assignment], Duration::ZERO).await;
+        // Nothing of it is outstanding, but its neighbours may be in the work under way.
+        self.end(&[assignment], REVOKE_PATIENCE).await;
         self.mark_drained(vec![(key, position)]).await;
         false
     }
-
-    /// Tells the spool how far PostgreSQL is: what lies before that need not be held.
-    async fn trim(&mut self, now: Instant) {
-        let Some(outage) = &mut self.outage else { return };
-        if now < outage.trim_at {
-            return;
-        }
-        outage.trim_at = now + TRIM_INTERVAL;
-        self.refresh_held().await;
-        let Some(outage) = &self.outage else { return };
-        let held: Vec<StreamPartition> = outage.held.keys().copied().collect();
-        let mut positions: Vec<(StreamPartition, Offset)> = Vec::new();
-        if !held.is_empty()
-            && let Some(mut session) = self.session.take()
-        {
-            let claims: Vec<Claim> = held.iter().map(|key| Claim { key: *key, epoch: Epoch(0) }).collect();
-            let group = Arc::clone(&self.settings.store.group);
-            let asked = tokio::time::timeout(RELEASE_TIMEOUT, session.positions(&group, &claims)).await;
-            match asked.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("positions"))) {
-                Ok(found) => {
-                    self.session = Some(session);
-                    positions.extend(found.into_iter().map(|(key, position)| (key, position.next)));
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "positions of the spool's partitions can't be read now")
-                }
-            }
-        }
-        self.mark_drained(positions).await;
-        self.publish_ranges().await;
-    }
-
-    async fn mark_drained(&mut self, positions: Vec<(StreamPartition, Offset)>) {
-        let Some(outage) = &self.outage else { return };
-        let now_ms = self.clock.unix_ms();
-        let marked = with_spool(&outage.spool, move |spool| {
-            for (key, position) in positions {
-                spool.mark_drained(key, position, now_ms)?;
-            }
-            spool.prune(now_ms)
-        });
-        if let Some(Err(error)) = marked.await {
-            tracing::warn!(%error, "drained segments of the spool were not moved; it is tried again");
-        }
-        self.refresh_held().await;
-    }
-
-    /// Writes what the spool holds to `spool_ranges`, when that has changed.
-    async fn publish_ranges(&mut self) {
-        let Some(outage) = &self.outage else { return };
-        let held: Vec<PartitionRanges> = outage.held.values().cloned().collect();
-        let mut ranges = ranges_of(&held);
-        ranges.sort_by_key(|(key, range)| (*key, range.start()));
-        if outage.published.as_ref() == Some(&ranges) {
-            return;
-        }
-        let Some(mut session) = self.session.take() else { return };
-        let instance = self.settings.store.instance;
-        let asked =
-            tokio::time::timeout(RELEASE_TIMEOUT, session.publish_spool_ranges(instance, &ranges)).await;
-        match asked.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("publish spool ranges"))) {
-            Ok(()) => {
-                self.session = Some(session);
-                if let Some(outage) = &mut self.outage {
-                    outage.published = Some(ranges);
-                }
-            }
-            Err(error) => tracing::debug!(%error, "the spool's ranges were not published now"),
-        }
-    }
-}
-
-fn ranges_of(held: &[PartitionRanges]) -> Vec<(StreamPartition, OffsetRange)> {
-    held.iter().flat_map(|held| held.ranges.iter().map(|range| (held.key, *range))).collect()
 }

@@ -136,6 +136,7 @@ impl Spooler {
             .collect();
         if pending.is_empty() {
             self.pending.clear();
+            self.board.lock().spool.trouble = None;
             return true;
         }
         let now_ms = self.clock.unix_ms();

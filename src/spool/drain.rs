@@ -131,6 +131,14 @@ impl<D: Disk> Spool<D> {
         Ok(path)
     }
 
+    /// Notes that PostgreSQL's position of a partition has gone back to `position`, if it has (a failover that lost
+    /// commits): what lies behind it, and was not moved away yet, is held again.
+    pub fn note_position(&mut self, key: StreamPartition, position: Offset) {
+        if let Some(known) = self.positions.get_mut(&key) {
+            *known = (*known).min(position);
+        }
+    }
+
     fn is_drained(&self, key: StreamPartition, end: Offset) -> bool {
         self.positions.get(&key).is_some_and(|position| end <= *position)
     }

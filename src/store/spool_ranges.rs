@@ -1,10 +1,11 @@
 //! `spool_ranges`: what instances hold on their disks, so that nobody declares a gap over it.
 
+use sqlx::Row;
 use uuid::Uuid;
 
 use super::error::StoreError;
 use super::session::Session;
-use crate::model::position::{OffsetRange, StreamPartition};
+use crate::model::position::{OffsetRange, Partition, StreamId, StreamPartition};
 
 impl Session {
     /// Replaces what `instance` is said to hold by `ranges`.
@@ -38,7 +39,59 @@ impl Session {
         Ok(())
     }
 
-    /// The instance that holds something of `range` in its spool, if any.
+    /// Writes something, and takes it back: PostgreSQL is there, is no standby, and has room.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; the session must then be dropped.
+    pub async fn prove_writable(&mut self, instance: Uuid) -> Result<(), StoreError> {
+        let row = "(instance_id, stream_id, partition, start_offset, end_offset)";
+        let insert = format!(
+            "INSERT INTO audit_events.spool_ranges {row} VALUES ($1, $2, 0, 0, 0) ON CONFLICT DO NOTHING"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(insert))
+            .bind(instance)
+            .bind(Uuid::nil())
+            .execute(&mut self.connection)
+            .await?;
+        sqlx::query("DELETE FROM audit_events.spool_ranges WHERE instance_id = $1 AND stream_id = $2")
+            .bind(instance)
+            .bind(Uuid::nil())
+            .execute(&mut self.connection)
+            .await?;
+        Ok(())
+    }
+
+    /// Of `ranges`, the partitions in which one overlaps a gap that was declared and not closed.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn gaps_over(
+        &mut self,
+        ranges: &[(StreamPartition, OffsetRange)],
+    ) -> Result<Vec<StreamPartition>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT DISTINCT g.stream_id, g.partition FROM audit_events.offset_gaps AS g \
+               JOIN unnest($1::uuid[], $2::integer[], $3::bigint[], $4::bigint[]) \
+                    AS r (stream_id, partition, start_offset, end_offset) \
+                 ON r.stream_id = g.stream_id AND r.partition = g.partition \
+                AND r.start_offset < g.end_offset AND g.start_offset < r.end_offset \
+              WHERE g.closed_at IS NULL",
+        )
+        .bind(ranges.iter().map(|(key, _)| key.stream.0).collect::<Vec<_>>())
+        .bind(ranges.iter().map(|(key, _)| key.partition.0).collect::<Vec<_>>())
+        .bind(ranges.iter().map(|(_, range)| range.start().as_i64()).collect::<Vec<_>>())
+        .bind(ranges.iter().map(|(_, range)| range.end().as_i64()).collect::<Vec<_>>())
+        .fetch_all(&mut self.connection)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let stream = StreamId(row.try_get("stream_id")?);
+                Ok(StreamPartition { stream, partition: Partition(row.try_get("partition")?) })
+            })
+            .collect()
+    }
+
+    /// An instance other than `own` that holds something of `range` in its spool, if any.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -46,15 +99,18 @@ impl Session {
         &mut self,
         key: StreamPartition,
         range: OffsetRange,
+        own: Uuid,
     ) -> Result<Option<Uuid>, StoreError> {
         let holder = sqlx::query_scalar(
             "SELECT instance_id FROM audit_events.spool_ranges \
-              WHERE stream_id = $1 AND partition = $2 AND start_offset < $4 AND end_offset > $3 LIMIT 1",
+              WHERE stream_id = $1 AND partition = $2 AND start_offset < $4 AND end_offset > $3 \
+                AND instance_id <> $5 LIMIT 1",
         )
         .bind(key.stream.0)
         .bind(key.partition.0)
         .bind(range.start().as_i64())
         .bind(range.end().as_i64())
+        .bind(own)
         .fetch_optional(&mut self.connection)
         .await?;
         Ok(holder)

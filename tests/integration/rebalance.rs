@@ -85,6 +85,9 @@ fn a_commit_that_is_abandoned_for_one_partition_is_read_again_for_the_others() {
         wait_for("the lock", Duration::from_secs(10), || scene.number(locked) > 0);
         // Few enough for one batch: nothing comes after it that would show that it is missing.
         scene.produce(&PLAN, 8_000, 8_040);
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                       AND application_name = 'audit-consumer/lane' AND wait_event_type = 'Lock'";
+        wait_for("the commit is under way", Duration::from_secs(10), || scene.number(waiting) > 0);
         let mut second = scene.daemon();
         // Kafka takes two partitions away; the commit of all four does not end in time.
         wait_for("the commit is abandoned", Duration::from_secs(20), || {

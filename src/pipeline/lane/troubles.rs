@@ -47,7 +47,10 @@ impl Lane {
     }
 
     fn wait_for_database(&mut self, error: &StoreError, now: Instant) {
-        self.retry_at = Some(now + self.retry.next_wait());
+        let retry_at = now + self.retry.next_wait();
+        self.retry_at = Some(retry_at);
+        // Without a batch too: an idle lane must learn soon that PostgreSQL is back.
+        self.verify_at = retry_at;
         if !matches!(self.board.lock().database, DatabaseState::Down { .. }) {
             tracing::warn!(lane = self.index, %error, "postgresql is away; records wait and nothing is lost");
         }
