@@ -29,13 +29,11 @@ pub fn install(level: Level, as_json: bool, tracer: Option<SdkTracer>) -> Result
     ));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     let lines = if as_json { lines.json().boxed() } else { lines.boxed() };
-    let spans = tracer.map(|tracer| {
+    // Not an `Option` of a layer: an absent one with a filter makes tracing-subscriber 0.3.23 lose lines of some places.
+    let mut layers = vec![lines.with_filter(filter).boxed()];
+    if let Some(tracer) = tracer {
         let exported = Targets::new().with_target(TRACE_TARGET, LevelFilter::TRACE);
-        tracing_opentelemetry::layer().with_tracer(tracer).with_filter(exported)
-    });
-    tracing_subscriber::registry()
-        .with(spans)
-        .with(lines.with_filter(filter))
-        .try_init()
-        .map_err(|error| LoggingError(error.to_string()))
+        layers.push(tracing_opentelemetry::layer().with_tracer(tracer).with_filter(exported).boxed());
+    }
+    tracing_subscriber::registry().with(layers).try_init().map_err(|error| LoggingError(error.to_string()))
 }

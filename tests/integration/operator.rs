@@ -138,3 +138,17 @@ fn spans_go_to_the_collector_that_the_environment_names() {
     assert_eq!(&preface, b"PRI * HTTP/2.0\r\n");
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
 }
+
+#[test]
+fn what_is_logged_reaches_the_log() {
+    let scene = Scene::new("logged", 1);
+    scene.send_all(&[Some(b"no event".to_vec())]);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(1, Duration::from_secs(30));
+    crate::letters::wait_until_relayed(&scene, Duration::from_secs(30));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    // From modules that lost lines once while no collector was named.
+    for line in ["app: started", "claims: claimed", "letters: relaying dead letters", "pipeline: stopped"] {
+        assert!(daemon.log_text().contains(line), "{line}");
+    }
+}
