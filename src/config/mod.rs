@@ -6,6 +6,7 @@
 
 mod kafka;
 mod parse;
+mod projection;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 mod settings;
 
@@ -18,6 +19,7 @@ pub use settings::Settings;
 
 use crate::model::breaker::BreakerRule;
 use crate::model::dead_letter::LetterFormat;
+use crate::model::projection::ProjectionRules;
 use parse::Reader;
 
 /// A setting whose value can't be used.
@@ -59,6 +61,8 @@ pub struct Config {
     pub event: EventConfig,
     /// Dead letters.
     pub letters: LetterConfig,
+    /// Lines for others: `PURVIEW_RESOURCE_ID`, `PURVIEW_CATEGORY`, `PURVIEW_IDENTITY` and `PURVIEW_DOMAIN`.
+    pub projection: ProjectionRules,
     /// The process itself.
     pub process: ProcessConfig,
     shown: Vec<ShownSetting>,
@@ -209,6 +213,7 @@ impl Config {
                     ),
                 },
             },
+            projection: projection::read(settings, &mut reader),
             process: Self::process(settings, &mut reader),
             shown: Vec::new(),
         };
