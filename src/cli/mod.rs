@@ -5,9 +5,14 @@ mod check;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 pub mod dlq;
 mod emit;
+#[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
+pub mod export;
 mod healthcheck;
 pub mod offsets;
+#[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
+pub mod sources;
 pub mod table;
+pub mod trust;
 pub mod verify;
 
 use std::io::Write;
@@ -55,6 +60,13 @@ enum Command {
     /// Look at dead letters, send them back, give them up, close a breaker.
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
+    /// Write events as lines for others: Purview logs, trust logs, events, Office 365 records.
+    Export(Box<export::ExportArgs>),
+    /// Show how far actors are trusted, and how that was on the last days.
+    Trust(trust::TrustArgs),
+    /// Look at the registry of federated sources, add to it, enable and disable.
+    #[command(subcommand)]
+    Sources(sources::SourcesCommand),
     /// Prove the account: counters against rows, holes and overlaps, positions against Kafka.
     Verify(verify::VerifyArgs),
 }
@@ -68,6 +80,8 @@ pub enum ExitStatus {
     Findings,
     /// Nothing was done, or not all, for a reason that was written out: 1.
     Refused,
+    /// The command line contradicts itself: 2.
+    Misused,
     /// PostgreSQL or Kafka did not answer, so nothing is known: 3.
     Unreachable,
 }
@@ -77,6 +91,7 @@ impl From<ExitStatus> for ExitCode {
         match status {
             ExitStatus::Success => Self::SUCCESS,
             ExitStatus::Findings | ExitStatus::Refused => Self::from(1),
+            ExitStatus::Misused => Self::from(2),
             ExitStatus::Unreachable => Self::from(3),
         }
     }
@@ -148,6 +163,12 @@ async fn execute(command: Command, config: &Config) -> anyhow::Result<ExitStatus
             let store = app::store_settings(config)?;
             dlq::run(&command, &store, &app::outlet_settings(config), &mut out).await
         }
+        Command::Export(args) => {
+            let store = app::store_settings(config)?;
+            export::run(&args, &store, &config.projection, &mut out).await
+        }
+        Command::Trust(args) => trust::run(&args, &app::store_settings(config)?, &mut out).await,
+        Command::Sources(command) => sources::run(&command, &app::store_settings(config)?, &mut out).await,
         Command::Verify(args) => {
             let store = app::store_settings(config)?;
             verify::run(&args, &store, &config.kafka.connection_properties(), &mut out).await
