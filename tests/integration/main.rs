@@ -15,6 +15,7 @@
 mod account;
 mod broker;
 mod crash;
+mod export;
 mod letters;
 mod operator;
 mod outage;

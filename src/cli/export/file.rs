@@ -86,12 +86,6 @@ impl Drop for PartialFile {
 mod tests {
     use super::*;
 
-    fn folder(name: &str) -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("audit-consumer-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        folder
-    }
-
     fn names(folder: &Path) -> Vec<String> {
         let names = fs::read_dir(folder).unwrap();
         names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -99,24 +93,26 @@ mod tests {
 
     #[test]
     fn a_file_is_there_whole_or_not_at_all() {
-        let folder = folder("whole");
-        let path = folder.join("a");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
         let mut dropped = PartialFile::create(&path, false).unwrap();
         dropped.write_all(b"half").unwrap();
         drop(dropped);
-        assert_eq!(names(&folder), Vec::<String>::new());
+        assert_eq!(names(folder.path()), Vec::<String>::new());
         let mut file = PartialFile::create(&path, false).unwrap();
         file.write_all(b"whole").unwrap();
         assert!(path.symlink_metadata().is_err());
         file.finish().unwrap();
-        assert_eq!((names(&folder), fs::read(&path).unwrap()), (vec!["a".to_owned()], b"whole".to_vec()));
-        fs::remove_dir_all(folder).unwrap();
+        assert_eq!(
+            (names(folder.path()), fs::read(&path).unwrap()),
+            (vec!["a".to_owned()], b"whole".to_vec())
+        );
     }
 
     #[test]
     fn a_file_is_replaced_only_when_told_so() {
-        let folder = folder("replaced");
-        let path = folder.join("a");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
         fs::write(&path, "theirs").unwrap();
         let refused = PartialFile::create(&path, false).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
@@ -128,7 +124,9 @@ mod tests {
         let mut file = PartialFile::create(&path, true).unwrap();
         file.write_all(b"ours").unwrap();
         file.finish().unwrap();
-        assert_eq!((names(&folder), fs::read(&path).unwrap()), (vec!["a".to_owned()], b"ours".to_vec()));
-        fs::remove_dir_all(folder).unwrap();
+        assert_eq!(
+            (names(folder.path()), fs::read(&path).unwrap()),
+            (vec!["a".to_owned()], b"ours".to_vec())
+        );
     }
 }
