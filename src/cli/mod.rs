@@ -71,7 +71,7 @@ enum Command {
     Verify(verify::VerifyArgs),
 }
 
-/// How a command ended, for the exit code. A wrong command line or configuration is 2.
+/// How a command ended, for the exit code. What the parser refuses, and a wrong configuration, is 2 as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
     /// Done, and all is well: 0.

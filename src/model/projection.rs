@@ -9,7 +9,7 @@
 //!
 //! # Keys of metadata beside properties
 //!
-//! The properties of a Purview log hold our own keys ([`purview::PROPERTY_NAMES`]) and those of `metadata`. A key
+//! The properties of a Purview log hold our own keys (`PROPERTY_NAMES` in `purview`) and those of `metadata`. A key
 //! of metadata that is one of ours, or one of ours behind any number of `metadata.`, is written with one more
 //! `metadata.` before it; every other key stays as it is:
 //!

@@ -25,20 +25,8 @@ const REFERENCE_WORDS: &[&str] =
     &["ref", "reference", "env", "file", "path", "url", "uri", "endpoint", "type", "name"];
 
 /// How secrets of well known kinds begin.
-const SECRET_STARTS: &[&str] = &[
-    "-----begin",
-    "bearer ",
-    "basic ",
-    "eyj",
-    "ghp_",
-    "gho_",
-    "github_pat_",
-    "glpat-",
-    "xox",
-    "sk-",
-    "akia",
-    "ya29.",
-];
+const SECRET_STARTS: &[&str] =
+    &["-----begin", "ghp_", "gho_", "github_pat_", "glpat-", "xox", "sk-", "akia", "ya29."];
 
 /// The shortest text that is taken for a secret by how it begins, in bytes.
 const SECRET_MIN_LEN_BYTES: usize = 12;
@@ -65,8 +53,9 @@ pub fn suspicion_in_json(value: &Value) -> Option<String> {
 pub fn suspicion_in_text(text: &str) -> Option<String> {
     let lower = text.trim().to_lowercase();
     let is_long = lower.len() >= SECRET_MIN_LEN_BYTES;
-    if is_long && SECRET_STARTS.iter().any(|start| lower.starts_with(start)) {
-        return Some("a value begins as a secret does".into());
+    let is_known = SECRET_STARTS.iter().any(|start| lower.starts_with(start));
+    if is_long && (is_known || is_json_web_token(&lower) || is_authorization(text.trim())) {
+        return Some("a value looks as a secret does".into());
     }
     if has_password_in_url(&lower) {
         return Some("a URL names a password".into());
@@ -78,6 +67,19 @@ pub fn suspicion_in_text(text: &str) -> Option<String> {
         let is_scheme = value.starts_with("//");
         (is_secret_key(key) && !is_scheme).then(|| format!("{key:?} is given a value"))
     })
+}
+
+/// Three parts apart by dots, of which the first begins as an encoded `{"` does (RFC 7519).
+fn is_json_web_token(text: &str) -> bool {
+    text.starts_with("eyj") && text.split('.').count() == 3
+}
+
+/// The value of a header `Authorization`: `Bearer` or `Basic`, then one word that is not a plain one.
+fn is_authorization(text: &str) -> bool {
+    let Some((scheme, word)) = text.split_once(' ') else { return false };
+    let is_scheme = ["bearer", "basic"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    let is_plain = word.contains(' ') || word.chars().all(|c| c.is_ascii_lowercase());
+    is_scheme && !is_plain
 }
 
 fn has_password_in_url(text: &str) -> bool {
@@ -132,7 +134,8 @@ mod tests {
             json!({"note": "password=hunter2"}),
             json!(["-----BEGIN PRIVATE KEY-----"]),
             json!({"jwt": "eyJhbGciOiJIUzI1NiJ9.e30.x"}),
-            json!({"header": "Bearer abcdefgh"}),
+            json!({"header": "Bearer mF_9.B5f-4.1JqM"}),
+            json!({"header": "basic dXNlcjpwYXNz"}),
         ] {
             let found = suspicion_in_json(&value);
             assert!(found.is_some(), "{value}");
@@ -149,6 +152,7 @@ mod tests {
             json!({"password_env": "KAGGLE_PASSWORD", "scopes": ["read", "user:email"]}),
             json!({"has_token": true, "secret": null, "region": "eu", "number": 5}),
             json!({"path": "handlers/oauth_token.py", "key": "value"}),
+            json!({"note": "basic authentication", "volcano": "eyjafjallajokull"}),
         ] {
             assert_eq!(suspicion_in_json(&value), None, "{value}");
         }

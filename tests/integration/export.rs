@@ -1,15 +1,17 @@
-//! Exports, trust and the registry of sources: what is rendered here and what the views of the database give.
+//! Exports: what is rendered here, and what the views of the database give.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::account::PLAN;
-use crate::scene::{Scene, scaled};
+use crate::scene::{Scene, scaled, wait_for};
 
 /// Rows made by the database, from plain to hostile; `$n` of them, a second apart from 2026-01-01 on.
 const INSERT: &str = r#"
@@ -133,9 +135,11 @@ fn lines_are_valid_and_in_the_order_of_time_over_partitions_and_what_has_none() 
         for line in text.lines() {
             let value: Value = serde_json::from_str(line).unwrap();
             // Rows that no record can make: metadata or extra that is no object.
-            let is_by_hand = ["metadata", "Metadata", "Extra"]
-                .iter()
-                .any(|key| value.get(key).is_some_and(|value| !value.is_object() && !value.is_null()));
+            let is_strange = |key: &str, may_be_null: bool| {
+                value.get(key).is_some_and(|value| !(value.is_object() || may_be_null && value.is_null()))
+            };
+            let is_by_hand =
+                is_strange("Metadata", false) || is_strange("metadata", true) || is_strange("Extra", true);
             let errors: Vec<String> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
             assert!(errors.is_empty() || is_by_hand, "{errors:?} {line}");
             let place =
@@ -358,6 +362,32 @@ fn memory_does_not_grow_with_what_is_exported() {
 }
 
 #[test]
+fn a_signal_in_the_middle_leaves_no_file() {
+    let scene = Scene::new("signal", 1);
+    insert(&scene, 100_000);
+    let folder = folder(&scene);
+    let names = || -> Vec<std::fs::DirEntry> {
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap()).collect()
+    };
+    let mut export = Command::new(env!("CARGO_BIN_EXE_audit-consumer"))
+        .args(["export", "purview", "--database-url", scene.setting("DATABASE_URL"), "-o"])
+        .arg(folder.join("all.jsonl"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("some lines are written", Duration::from_secs(20), || {
+        names().iter().any(|entry| entry.metadata().is_ok_and(|file| file.len() > 0))
+    });
+    assert!(names()[0].file_name().to_str().unwrap().starts_with(".all.jsonl.partial-"));
+    kill_process(Pid::from_child(&export), Signal::TERM).unwrap();
+    let mut said = String::new();
+    export.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(export.wait().unwrap().code(), Some(1), "{said}");
+    assert!(said.contains("stopped by a signal"), "{said}");
+    assert!(names().is_empty());
+}
+
+#[test]
 fn an_export_outlives_the_statement_timeout_and_keeps_no_partition_from_being_made() {
     let scene = Scene::new("long", 1);
     insert(&scene, 60_000);
@@ -371,125 +401,14 @@ fn an_export_outlives_the_statement_timeout_and_keeps_no_partition_from_being_ma
         .unwrap();
     let busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                 AND application_name = 'audit-consumer/operator' AND wait_event = 'ClientWrite'";
-    crate::scene::wait_for("the export waits for its reader", Duration::from_secs(20), || {
-        scene.number(busy) == 1
-    });
+    wait_for("the export waits for its reader", Duration::from_secs(20), || scene.number(busy) == 1);
     std::thread::sleep(Duration::from_millis(600));
     // What the default partition's lock would hold up.
     scene.sql("SET lock_timeout = '2s'; SELECT audit_events.ensure_partition('2020-06-01')");
     let mut text = String::new();
-    std::io::Read::read_to_string(&mut export.stdout.take().unwrap(), &mut text).unwrap();
+    export.stdout.take().unwrap().read_to_string(&mut text).unwrap();
     assert!(export.wait().unwrap().success());
     assert_eq!(text.lines().count(), 60_000);
-}
-
-#[test]
-fn trust_is_told_by_actor_with_the_last_days() {
-    let scene = Scene::new("trust", 1);
-    scene.sql(
-        "INSERT INTO audit_events.events (audit_id, correlation_id, timestamp, stream_id, source_partition, \
-                source_offset, operation, command, actor, status, trust_score, bypass_llm) \
-         SELECT md5(i::text)::uuid, md5('c')::uuid, now() - days * interval '1 day', md5('f')::uuid, 0, i, 'o', 'c', \
-                actor, status, score, i % 2 = 0 \
-           FROM (VALUES (1, 0, 'alice', 'Success', 0.9), (2, 0, 'alice', 'Failure', 0.7), (3, 1, 'alice', 'Pending', 0.1), \
-                        (4, 40, 'alice', 'Success', 1), (5, 2, E'bob\\n', 'Success', 0.30), (6, -3, 'carol', 'Success', 1.00)) \
-                AS v (i, days, actor, status, score)",
-    );
-    let all: Value = serde_json::from_str(&scene.done(&["trust", "--json"])).unwrap();
-    let actors = all["actors"].as_array().unwrap();
-    let names: Vec<&str> = actors.iter().map(|actor| actor["actor"].as_str().unwrap()).collect();
-    assert_eq!(names, ["bob\n", "alice", "carol"], "the least trusted first");
-    let alice = &actors[1];
-    let average: f64 = scene
-        .sql("SELECT avg_trust_score FROM audit_events.trust_summary WHERE actor = 'alice'")
-        .parse()
-        .unwrap();
-    assert!((alice["average_trust_score"].as_f64().unwrap() - average).abs() < 1e-9, "{alice:#}");
-    assert_eq!(
-        [&alice["operations"], &alice["successes"], &alice["failures"], &alice["bypasses"]],
-        [4, 2, 1, 2]
-    );
-    let history = alice["history"].as_array().unwrap();
-    assert_eq!(
-        (history.len(), &history[13], &history[12], &history[11]),
-        (14, &0.8.into(), &0.1.into(), &Value::Null)
-    );
-    assert!(actors[2]["history"].as_array().unwrap().iter().all(Value::is_null), "what is ahead has no bar");
-
-    let table = scene.done(&["trust"]);
-    assert!(table.contains("bob?") && table.contains("·············▇".trim_start_matches('·')), "{table}");
-    let since = scene.sql("SELECT to_char(now() - interval '20 days', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')");
-    let one: Value =
-        serde_json::from_str(&scene.done(&["trust", "--json", "--actor", "alice", "--since", &since]))
-            .unwrap();
-    assert_eq!((&one["actor_count"], &one["actors"][0]["operations"]), (&1.into(), &3.into()), "{one:#}");
-    assert!(scene.done(&["trust", "--actor", "nobody"]).contains("0 actors"));
-    assert_eq!(scene.command(&["trust", "--since", "yesterday"]).status.code(), Some(2));
-}
-
-#[test]
-fn the_registry_of_sources_holds_names_and_no_secrets() {
-    let scene = Scene::new("sources", 1);
-    let json = |args: &[&str]| -> Value { serde_json::from_str(&scene.done(args)).unwrap() };
-    let listed = json(&["sources", "list", "--json"]);
-    let names: Vec<&str> =
-        listed["sources"].as_array().unwrap().iter().map(|source| source["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["kafka", "local"]);
-    let metadata =
-        r#"{"token_endpoint": "https://login.example/token", "secret_ref": "vault:kv/x", "n": 1.50}"#;
-    let add = [
-        "sources",
-        "add",
-        "kaggle",
-        "--type",
-        "oauth",
-        "--auth",
-        "oauth2",
-        "--handler",
-        "handlers/kaggle.py",
-    ];
-    let added =
-        json(&[&add[..], &["--metadata", metadata, "--disabled", "--actor", "carol", "--json"]].concat());
-    assert_eq!((&added["enabled"], &added["changed_by"]), (&false.into(), &"carol".into()), "{added:#}");
-    assert_eq!(
-        scene.sql("SELECT metadata ->> 'n' FROM audit_events.federated_sources WHERE source_name = 'kaggle'"),
-        "1.5"
-    );
-    let enabled = json(&["sources", "enable", "kaggle", "--actor", "dave", "--json"]);
-    assert_eq!((&enabled["enabled"], &enabled["changed_by"]), (&true.into(), &"dave".into()), "{enabled:#}");
-    let again = json(&["sources", "enable", "kaggle", "--actor", "erin", "--json"]);
-    assert_eq!(again["changed_by"], "dave", "nothing changed");
-    assert_eq!(json(&["sources", "disable", "kaggle", "--json"])["enabled"], false);
-    assert_eq!(json(&["sources", "show", "kaggle", "--json"])["handler"], "handlers/kaggle.py");
-    assert!(scene.done(&["sources", "list"]).contains("disabled"));
-    assert!(scene.done(&["sources", "show", "kaggle"]).contains("vault:kv/x"));
-
-    let other = |handler: &str, metadata: &str| {
-        let args = ["sources", "add", "x", "--type", "t", "--handler", handler, "--metadata", metadata];
-        let output = scene.command(&args);
-        (output.status.code(), String::from_utf8(output.stdout).unwrap())
-    };
-    for (handler, metadata, part) in [
-        ("h", r#"{"password": "hunter2"}"#, "speaks of a secret"),
-        ("h", r#"{"a": [{"ClientSecret": "hunter2"}]}"#, "speaks of a secret"),
-        ("h", r#"{"access_token": "hunter2"}"#, "speaks of a secret"),
-        ("https://me:hunter2@host/x", "{}", "names a password"),
-        ("https://host/x?token=hunter2", "{}", "is given a value"),
-        ("h", "[]", "no JSON object"),
-        ("h", "{", "no JSON object"),
-        ("h", r#"{"a": "b\u0000"}"#, "nothing was done"),
-    ] {
-        let (code, said) = other(handler, metadata);
-        assert!(
-            code == Some(1) && said.contains(part) && !said.contains("hunter2"),
-            "{handler} {metadata}: {said}"
-        );
-    }
-    for args in [&add[..], &["sources", "show", "nobody"], &["sources", "enable", "nobody"]] {
-        let output = scene.command(args);
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-    }
-    assert_eq!(scene.number("SELECT count(*) FROM audit_events.federated_sources"), 3);
 }
 
 #[test]

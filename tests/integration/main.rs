@@ -22,6 +22,7 @@ mod outage;
 mod rebalance;
 mod records;
 mod redrive;
+mod registry;
 mod scene;
 mod schema;
 mod streams;

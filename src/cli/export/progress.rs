@@ -12,7 +12,8 @@ const STEP_COUNT: u64 = 4_096;
 #[derive(Debug)]
 pub(super) struct Progress {
     bar: ProgressBar,
-    start: Option<Timestamp>,
+    /// In seconds, as [`seconds`] counts.
+    start: Option<u64>,
     event_count: u64,
 }
 
@@ -23,30 +24,22 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3}% of the time, {msg}") {
             bar.set_style(style);
         }
-        let mut progress = Self { bar, start: None, event_count: 0 };
-        if let Some(from) = from {
-            progress.begin(from);
-        }
-        if let Some(end) = to.or(now) {
-            // Until the start is known it stands for the whole of it.
-            progress.bar.set_length(seconds(end).saturating_sub(progress.start.map_or(0, seconds)));
-        }
-        progress
-    }
-
-    fn begin(&mut self, start: Timestamp) {
-        self.start = Some(start);
+        // Until the first event is known, the length is where the end stands.
+        let (start, end) = (from.map_or(0, seconds), to.or(now).map_or(0, seconds));
+        bar.set_length(end.saturating_sub(start));
+        Self { bar, start: from.map(seconds), event_count: 0 }
     }
 
     /// Counts an event at `time`; they come in order.
     pub(super) fn count(&mut self, time: Timestamp) {
-        if self.start.is_none() {
-            self.begin(time);
-            self.bar.set_length(self.bar.length().unwrap_or(0).saturating_sub(seconds(time)));
-        }
+        let start = *self.start.get_or_insert_with(|| {
+            let start = seconds(time);
+            self.bar.set_length(self.bar.length().unwrap_or(0).saturating_sub(start));
+            start
+        });
         self.event_count += 1;
         if self.event_count.is_multiple_of(STEP_COUNT) {
-            let done = seconds(time).saturating_sub(self.start.map_or(0, seconds));
+            let done = seconds(time).saturating_sub(start);
             self.bar.set_position(done.min(self.bar.length().unwrap_or(done)));
             self.bar.set_message(format!("{} events, at {time}", self.event_count));
         }

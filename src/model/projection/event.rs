@@ -92,6 +92,8 @@ pub(super) fn write(row: &EventRow<'_>, line: &mut Line<'_>) {
     line.text("tenant_id", row.tenant_id);
     match extra {
         Extra::None => line.absent("extra"),
+        // Nothing but the full text of the time.
+        Extra::Fields { object, .. } if object == "{}" => line.absent("extra"),
         Extra::Fields { object, .. } => line.spread("extra", &object, |_key| None),
         Extra::Strange(json) => line.json("extra", json),
     }

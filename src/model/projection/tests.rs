@@ -1,6 +1,6 @@
 //! Lines against their schemas, and the rules that hold for any row.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -10,6 +10,8 @@ use serde_json::value::RawValue;
 use super::purview::{PROPERTY_NAMES, is_taken};
 use super::*;
 use crate::model::decode::{AssumeUtc, DecodeRules, decode};
+use crate::model::rejection::RejectionCode;
+use crate::model::sample::{SampleKind, SamplePlan};
 
 const ROW: EventRow<'_> = EventRow {
     audit_id: Uuid::from_u128(0x5b1f_0c7e_51d6_4a53_9f0d_0d8f_3c1f_2a10),
@@ -243,6 +245,30 @@ fn events_of_the_examples_are_valid_by_their_schema() {
     for text in include_str!("../../../examples/events.jsonl").lines() {
         check_schema(&validator, text);
     }
+}
+
+#[test]
+fn the_schema_of_events_and_decoding_agree_on_samples() {
+    let validator = validator(Projection::Events);
+    let plan = SamplePlan { seed: 3, start_unix_micros: 0, invalid_ppm: 500_000, duplicate_ppm: 100_000 };
+    let (mut payload, mut refused) = (Vec::new(), BTreeSet::new());
+    for index in 0..2_000 {
+        let has_value = plan.write(index, &mut payload);
+        let Ok(value) = serde_json::from_slice::<Value>(&payload) else { continue };
+        match plan.kind(index) {
+            SampleKind::Valid | SampleKind::Duplicate { .. } => {
+                assert!(validator.is_valid(&value), "{value}")
+            }
+            // What the schema says in words only.
+            SampleKind::Invalid(RejectionCode::NulCharacter | RejectionCode::LoneSurrogate) => {}
+            SampleKind::Invalid(code) if has_value => {
+                assert!(!validator.is_valid(&value), "{code:?} {value}");
+                refused.insert(code.as_str());
+            }
+            SampleKind::Invalid(_) => {}
+        }
+    }
+    assert_eq!(refused.len(), 6, "{refused:?}");
 }
 
 /// A JSON value as PostgreSQL prints it, one level or two deep.
