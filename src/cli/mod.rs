@@ -5,11 +5,16 @@ mod check;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 pub mod dlq;
 mod emit;
+#[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
+pub mod export;
 mod healthcheck;
 pub mod offsets;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
+pub mod sources;
+#[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 pub mod spool;
 pub mod table;
+pub mod trust;
 pub mod verify;
 
 use std::io::Write;
@@ -60,11 +65,18 @@ enum Command {
     /// Look at the spool, the records that wait on this disk for PostgreSQL.
     #[command(subcommand)]
     Spool(spool::SpoolCommand),
+    /// Write events as lines for others: Purview logs, trust logs, events, Office 365 records.
+    Export(Box<export::ExportArgs>),
+    /// Show how far actors are trusted, and how that was on the last days.
+    Trust(trust::TrustArgs),
+    /// Look at the registry of federated sources, add to it, enable and disable.
+    #[command(subcommand)]
+    Sources(sources::SourcesCommand),
     /// Prove the account: counters against rows, holes and overlaps, positions against Kafka.
     Verify(verify::VerifyArgs),
 }
 
-/// How a command ended, for the exit code. A wrong command line or configuration is 2.
+/// How a command ended, for the exit code. What the parser refuses, and a wrong configuration, is 2 as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
     /// Done, and all is well: 0.
@@ -73,6 +85,8 @@ pub enum ExitStatus {
     Findings,
     /// Nothing was done, or not all, for a reason that was written out: 1.
     Refused,
+    /// The command line contradicts itself: 2.
+    Misused,
     /// PostgreSQL or Kafka did not answer, so nothing is known: 3.
     Unreachable,
 }
@@ -82,6 +96,7 @@ impl From<ExitStatus> for ExitCode {
         match status {
             ExitStatus::Success => Self::SUCCESS,
             ExitStatus::Findings | ExitStatus::Refused => Self::from(1),
+            ExitStatus::Misused => Self::from(2),
             ExitStatus::Unreachable => Self::from(3),
         }
     }
@@ -157,6 +172,12 @@ async fn execute(command: Command, config: &Config) -> anyhow::Result<ExitStatus
             let dir = config.spool.as_ref().map(|spool| spool.dir.clone());
             tokio::task::block_in_place(|| spool::run(&command, dir, &mut out))
         }
+        Command::Export(args) => {
+            let store = app::store_settings(config)?;
+            export::run(&args, &store, &config.projection, &mut out).await
+        }
+        Command::Trust(args) => trust::run(&args, &app::store_settings(config)?, &mut out).await,
+        Command::Sources(command) => sources::run(&command, &app::store_settings(config)?, &mut out).await,
         Command::Verify(args) => {
             let store = app::store_settings(config)?;
             verify::run(&args, &store, &config.kafka.connection_properties(), &mut out).await

@@ -6,6 +6,7 @@
 
 mod kafka;
 mod parse;
+mod projection;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 mod settings;
 
@@ -18,6 +19,7 @@ pub use settings::Settings;
 
 use crate::model::breaker::BreakerRule;
 use crate::model::dead_letter::LetterFormat;
+use crate::model::projection::ProjectionRules;
 use parse::Reader;
 
 /// The default of `LOG_DIR`, and where `SPOOL_DIR` is by default.
@@ -64,6 +66,8 @@ pub struct Config {
     pub letters: LetterConfig,
     /// The spool; `None`: `SPOOL_DIR=off`.
     pub spool: Option<SpoolConfig>,
+    /// Lines for others: `PURVIEW_RESOURCE_ID`, `PURVIEW_CATEGORY`, `PURVIEW_IDENTITY` and `PURVIEW_DOMAIN`.
+    pub projection: ProjectionRules,
     /// The process itself.
     pub process: ProcessConfig,
     shown: Vec<ShownSetting>,
@@ -232,6 +236,7 @@ impl Config {
                 },
             },
             spool: Self::spool(settings, &mut reader),
+            projection: projection::read(settings, &mut reader),
             process: Self::process(settings, &mut reader),
             shown: Vec::new(),
         };

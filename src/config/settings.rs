@@ -73,6 +73,24 @@ pub struct Settings {
     /// ... of at least so many records [default: 1000]
     #[arg(long, global = true, env = "DLQ_BREAKER_WINDOW", value_name = "N", hide_env_values = true)]
     pub dlq_breaker_window: Option<String>,
+    /// resourceId of Purview logs; <tenant> stands for the event's [default: /tenants/<tenant>/providers/audit-consumer]
+    #[arg(long, global = true, env = "PURVIEW_RESOURCE_ID", value_name = "ID", hide_env_values = true)]
+    pub purview_resource_id: Option<String>,
+    /// category of Purview logs, Workload of Office 365 records [default: FederatedQuery]
+    #[arg(long, global = true, env = "PURVIEW_CATEGORY", value_name = "NAME", hide_env_values = true)]
+    pub purview_category: Option<String>,
+    /// How Purview logs write the claim of who did it [default: array]
+    #[arg(
+        long,
+        global = true,
+        env = "PURVIEW_IDENTITY",
+        value_name = "array|object",
+        hide_env_values = true
+    )]
+    pub purview_identity: Option<String>,
+    /// What stands behind <actor>@ in exports [default: local]
+    #[arg(long, global = true, env = "PURVIEW_DOMAIN", value_name = "DOMAIN", hide_env_values = true)]
+    pub purview_domain: Option<String>,
     /// How long a time partition of events is; used by migrate [default: month]
     #[arg(
         long,

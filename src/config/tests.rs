@@ -51,6 +51,28 @@ fn every_wrong_value_is_named_with_what_is_accepted() {
 }
 
 #[test]
+fn what_purview_logs_say_of_us_is_a_setting() {
+    let all = Settings {
+        purview_resource_id: some("/subscriptions/1"),
+        purview_category: some("Audit"),
+        purview_identity: some("OBJECT"),
+        purview_domain: some("example.com"),
+        ..Settings::default()
+    };
+    let expect = ProjectionRules {
+        resource_id: "/subscriptions/1".into(),
+        category: "Audit".into(),
+        identity: crate::model::projection::IdentityForm::Object,
+        domain: "example.com".into(),
+    };
+    assert_eq!(Config::resolve(&all).unwrap().projection, expect);
+    let none = Config::resolve(&Settings::default()).unwrap();
+    assert_eq!(none.projection, ProjectionRules::default());
+    check_wrong(Settings { purview_domain: some("a@b"), ..Settings::default() }, "PURVIEW_DOMAIN=a@b");
+    check_wrong(Settings { purview_identity: some("list"), ..Settings::default() }, "one of array, object");
+}
+
+#[test]
 fn properties_that_would_break_the_promise_are_refused_by_name() {
     for name in
         ["enable.auto.commit", "auto.offset.reset", "isolation.level", "group.id", "auto.commit.interval.ms"]

@@ -29,6 +29,15 @@ impl Timestamp {
     }
 }
 
+impl fmt::Display for Timestamp {
+    /// RFC 3339 in UTC with six digits of a second: `2026-01-31T12:00:00.123456Z`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Within the years 0001 to 9999 chrono knows every moment.
+        let time = chrono::DateTime::from_timestamp_micros(self.0).unwrap_or_default();
+        f.write_str(&time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+    }
+}
+
 /// A day in UTC, counted from 1970-01-01.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UtcDay(i64);
@@ -61,6 +70,15 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every status.
+    pub const ALL: [Self; 3] = [Self::Success, Self::Failure, Self::Pending];
+
+    /// The status of that word, in this case.
+    #[must_use]
+    pub fn read(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == word)
+    }
+
     /// The word as it is received and stored.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

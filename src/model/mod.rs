@@ -1,4 +1,5 @@
-//! The pure core: positions, decoding, events, batches, dead letters, spool lines, retry policy.
+//! The pure core: positions, decoding, events, batches, dead letters, spool lines, lines for
+//! others, retry policy.
 //!
 //! Promises: every function is total and depends on its arguments alone. Never here: tokio, rdkafka, sqlx,
 //! the file system, the environment, a clock, randomness, tracing (`tests/architecture.rs` keeps this).
@@ -12,8 +13,10 @@ pub mod decode;
 pub mod event;
 mod json;
 pub mod position;
+pub mod projection;
 pub mod record;
 pub mod rejection;
 pub mod sample;
+pub mod secret;
 pub mod spool;
 mod timestamp;

@@ -32,6 +32,19 @@ pub(super) enum TimestampFault {
 
 const MICROS_PER_SECOND: i64 = 1_000_000;
 
+impl Timestamp {
+    /// The moment of an RFC 3339 time with its zone, cut to microseconds, or the first of a day in UTC written
+    /// `YYYY-MM-DD`; `None` for other texts and outside the years 0001 to 9999.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let reading = match text.len() {
+            10 => parse(&format!("{text}T00:00:00Z"), AssumeUtc::No),
+            _ => parse(text, AssumeUtc::No),
+        };
+        reading.ok().map(|reading| reading.timestamp)
+    }
+}
+
 /// Reads a time by RFC 3339, section 5.6: `T`, `t` or one space between day and hour, `Z`, `z` or `+hh:mm` as
 /// the zone, any number of digits in the fraction. Stricter than the RFC in one way: second 60 is refused, as
 /// PostgreSQL would store it as second 0 of the next minute.
@@ -217,6 +230,17 @@ mod tests {
         let text = "1970-01-01T00:00:01.5";
         assert_eq!(parse(text, AssumeUtc::No), Err(TimestampFault::Invalid));
         assert_eq!(parse(text, AssumeUtc::Yes).unwrap().timestamp.as_unix_micros(), 1_500_000);
+    }
+
+    #[test]
+    fn a_day_is_its_first_moment_and_a_time_prints_as_it_is_read() {
+        let print = |text| Timestamp::from_text(text).map(|time| time.to_string());
+        assert_eq!(print("2024-02-29").as_deref(), Some("2024-02-29T00:00:00.000000Z"));
+        assert_eq!(print("0001-01-01T00:00:00.5Z").as_deref(), Some("0001-01-01T00:00:00.500000Z"));
+        assert_eq!(print("9999-12-31T23:59:59.999999+00:00").as_deref(), Some("9999-12-31T23:59:59.999999Z"));
+        for text in ["", "yesterday", "2024-02-30", "2024-02-29T00:00:00", "24-02-29"] {
+            assert_eq!(print(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -23,12 +23,15 @@ mod commit;
 pub mod copy;
 mod dead_letters;
 mod error;
+mod export;
 mod letter_actions;
 mod merge;
 mod migrate;
 mod partitions;
 mod session;
+mod sources;
 mod spool_ranges;
+mod trust;
 mod verify;
 
 pub use actions::{GapDeclaration, OffsetRow, StreamRow};
@@ -36,9 +39,12 @@ pub use claim::{Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, StreamIdentit
 pub use commit::{CommitOutcome, CommitPath, CommittedPart, StalePart};
 pub use dead_letters::{Backlog, LETTER_MAX_COUNT, Relayed, WaitingStream};
 pub use error::StoreError;
+pub use export::EventFilter;
 pub use letter_actions::{LetterCount, LetterFilter, LetterState, LetterStatus, OpenRedrive, PartitionScope};
 pub use migrate::migrate;
 pub use session::{Session, SessionPurpose, StoreSettings};
+pub use sources::{NewSource, SourceRow};
+pub use trust::{ActorTrust, TRUST_ACTOR_MAX_COUNT, TRUST_HISTORY_DAY_COUNT, TrustFilter, TrustReport};
 pub use verify::{
     Account, AccountScope, FateCounts, Finding, FindingCode, PartitionAccount, PositionAccount, RepeatedIds,
     RowAccount,

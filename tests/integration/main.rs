@@ -15,12 +15,14 @@
 mod account;
 mod broker;
 mod crash;
+mod export;
 mod letters;
 mod operator;
 mod outage;
 mod rebalance;
 mod records;
 mod redrive;
+mod registry;
 mod scene;
 mod schema;
 mod spooling;

@@ -93,8 +93,7 @@ impl<'a> Field<'a> {
     /// Its status, spelt exactly so.
     pub(super) fn status(&self) -> Result<Status, Rejection> {
         let text = self.required_text()?;
-        let statuses = [Status::Success, Status::Failure, Status::Pending];
-        statuses.into_iter().find(|status| status.as_str() == text).ok_or_else(|| {
+        Status::read(&text).ok_or_else(|| {
             self.reject_text(RejectionCode::InvalidStatus, "Success, Failure or Pending", &text)
         })
     }
