@@ -103,10 +103,8 @@ fn sigterm_in_the_middle_of_a_commit_ends_within_the_deadline() {
     scene.produce(&PLAN, 0, 60_000);
     let mut read_before = 0;
     for _ in 0..3 {
-        let mut daemon = scene.daemon_with(&[("FAILPOINTS", "commit_in_copy=1*off->1*sleep(1500)")]);
-        let copying = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                       AND query LIKE 'COPY %' AND state = 'active'";
-        wait_for("a COPY", Duration::from_secs(20), || scene.number(copying) > 0);
+        let mut daemon = scene.daemon_with(&[("FAILPOINTS", "commit_in_copy=1*off->1*sleep(3000)")]);
+        wait_for("a COPY", Duration::from_secs(20), || scene.number(crate::rebalance::DAWDLING) > 0);
         let (status, elapsed) = daemon.terminate(Duration::from_secs(10));
         assert!(status.success(), "{status} after {elapsed:?}");
         let read = scene.number("SELECT sum(next_offset) FROM audit_events.consumer_offsets");

@@ -34,16 +34,18 @@ fn daemons_that_join_and_leave_share_the_work_without_loss_or_double() {
     scene.verify().check(PLAN.totals(record_count));
 }
 
+/// Lanes within a transaction that lasts.
+pub(crate) const DAWDLING: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+    AND application_name = 'audit-consumer/lane' AND now() - xact_start > interval '300 ms'";
+
 #[test]
 fn a_daemon_that_is_stopped_in_a_copy_is_replaced_refused_and_recovers() {
     let scene = Scene::new("stopped", 4);
     let record_count = 60_000;
     scene.produce(&PLAN, 0, record_count / 2);
     // It dawdles in its second COPY, or in one soon after.
-    let mut first = scene.daemon_with(&[("FAILPOINTS", "commit_in_copy=1*off->1*sleep(2000)")]);
-    let copying = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'COPY %' \
-                   AND state = 'active'";
-    wait_for("a COPY", Duration::from_secs(30), || scene.number(copying) > 0);
+    let mut first = scene.daemon_with(&[("FAILPOINTS", "commit_in_copy=1*off->1*sleep(10000)")]);
+    wait_for("a COPY", Duration::from_secs(30), || scene.number(DAWDLING) > 0);
     first.signal(Signal::STOP);
     let stopped_at = Instant::now();
     let stored = "SELECT sum(next_offset) FROM audit_events.consumer_offsets";
