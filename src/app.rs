@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use rustix::process::Signal;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -19,7 +20,7 @@ use crate::pipeline::{Pipeline, PipelineSettings, SpoolSettings};
 use crate::relay::{Relay, RelaySettings};
 use crate::source::{OffsetReset, SourceSettings};
 use crate::spool::disk::LocalDisk;
-use crate::spool::{self, Spool, SpoolLimits};
+use crate::spool::{self, QuarantinedWhen, Spool, SpoolLimits};
 use crate::store::StoreSettings;
 
 /// PostgreSQL as `config` says, under an instance id of this process.
@@ -38,6 +39,35 @@ pub fn outlet_settings(config: &Config) -> OutletSettings {
     OutletSettings::new(config.kafka.connection_properties(), &config.kafka.group)
 }
 
+/// How events are read, as `config` says.
+#[must_use]
+pub fn decode_rules(config: &Config) -> DecodeRules {
+    DecodeRules {
+        tenant_id: config.event.tenant_id.clone(),
+        assume_utc: if config.event.assume_utc { AssumeUtc::Yes } else { AssumeUtc::No },
+        payload_max_len_bytes: config.event.payload_max_len_bytes,
+    }
+}
+
+/// When a batch closes by size, as `config` says.
+#[must_use]
+pub const fn batch_limits(config: &Config) -> BatchLimits {
+    BatchLimits { record_count: config.batch.record_count, len_bytes: config.batch.len_bytes }
+}
+
+/// What the spool may take, as `config` says; where it is off: nothing.
+#[must_use]
+pub fn spool_limits(config: Option<&SpoolConfig>) -> SpoolLimits {
+    let len_bytes = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
+    SpoolLimits {
+        segment_len_bytes: config
+            .map_or(spool::SEGMENT_LEN_BYTES, |config| len_bytes(config.segment_len_bytes)),
+        max_len_bytes: config.map_or(0, |config| len_bytes(config.max_len_bytes)),
+        min_free_len_bytes: config.map_or(0, |config| len_bytes(config.min_free_len_bytes)),
+        keep: config.map_or(std::time::Duration::MAX, |config| config.keep),
+    }
+}
+
 fn pipeline_settings(config: &Config, store: StoreSettings) -> PipelineSettings {
     PipelineSettings {
         store,
@@ -47,12 +77,8 @@ fn pipeline_settings(config: &Config, store: StoreSettings) -> PipelineSettings 
             reset: if config.kafka.starts_at_end { OffsetReset::Latest } else { OffsetReset::Earliest },
             wants_mirror: Arc::default(),
         },
-        rules: DecodeRules {
-            tenant_id: config.event.tenant_id.clone(),
-            assume_utc: if config.event.assume_utc { AssumeUtc::Yes } else { AssumeUtc::No },
-            payload_max_len_bytes: config.event.payload_max_len_bytes,
-        },
-        limits: BatchLimits { record_count: config.batch.record_count, len_bytes: config.batch.len_bytes },
+        rules: decode_rules(config),
+        limits: batch_limits(config),
         linger: config.batch.linger,
         lane_count: config.batch.lane_count,
         verify_interval: config.database.verify_interval,
@@ -66,13 +92,7 @@ fn pipeline_settings(config: &Config, store: StoreSettings) -> PipelineSettings 
 
 /// Opens the spool, if there is to be one, and says what was found in it.
 fn open_spool(config: &SpoolConfig, instance: Uuid) -> anyhow::Result<Spool> {
-    let len_bytes = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
-    let limits = SpoolLimits {
-        segment_len_bytes: len_bytes(config.segment_len_bytes),
-        max_len_bytes: len_bytes(config.max_len_bytes),
-        min_free_len_bytes: len_bytes(config.min_free_len_bytes),
-        keep: config.keep,
-    };
+    let limits = spool_limits(Some(config));
     let (spool, recovery) = Spool::open(&config.dir, limits, instance, LocalDisk).with_context(|| {
         format!(
             "open the spool; make SPOOL_DIR={} a directory that this process alone may write to, name another, or \
@@ -84,6 +104,10 @@ fn open_spool(config: &SpoolConfig, instance: Uuid) -> anyhow::Result<Spool> {
         tracing::warn!(segment = cut.segment.0, at = cut.at, len_bytes = cut.len_bytes, file = ?cut.file, "the end of a segment of the spool was never finished, and is cut");
     }
     for quarantined in &recovery.quarantined {
+        if quarantined.when == QuarantinedWhen::SetAside {
+            tracing::warn!(file = %quarantined.file.display(), "records that were set aside are in the spool; `spool drain --fill-gap --reason WHY` stores those of a gap that is open");
+            continue;
+        }
         tracing::error!(
             ?quarantined,
             "a file of the spool is in quarantine; what it held is read from kafka"
@@ -118,6 +142,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     })?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    // A file that may not grow (RLIMIT_FSIZE) is an error of the write, which the spool knows, and not our end.
+    let _file_size = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).context("listen for SIGXFSZ")?;
     let mut store = store_settings(config)?;
     let spool = match &config.spool {
         Some(settings) => {

@@ -107,7 +107,8 @@ impl Http {
             })
             .collect();
         self.metrics.set_relay(&board.relay);
-        self.metrics.set_spool(&board.spool, self.clock.unix_ms());
+        self.metrics.spool.set(&board.spool, self.clock.unix_ms());
+        self.metrics.set_retention_loss(board.retention_loss_in_seconds);
         self.metrics.set_state(state);
         self.metrics.set_up(is_database_up, board.is_kafka_reachable == Some(true));
         self.metrics.set_partitions(&owned, board.held.values().map(|hold| hold.code.as_str()));

@@ -138,13 +138,13 @@ unsafe fn text(pointer: *const c_char) -> String {
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
 
-/// The position after the last record of a partition that a fetch has seen; asks nobody. `None` before the
-/// first fetch.
-pub(crate) fn cached_end<C: ConsumerContext>(
+/// The first offset of a partition and the position after its last one, as the last fetch has seen them; asks nobody.
+/// `None` before the first fetch.
+pub(crate) fn cached_watermarks<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     topic: &str,
     partition: i32,
-) -> Option<i64> {
+) -> Option<(i64, i64)> {
     let topic = CString::new(topic).ok()?;
     let (mut low, mut high) = (-1, -1);
     // SAFETY: the client lives as long as the consumer, the name is terminated, both numbers are ours.
@@ -157,7 +157,7 @@ pub(crate) fn cached_end<C: ConsumerContext>(
             &raw mut high,
         )
     };
-    (code == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
+    (code == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some((low, high))
 }
 
 /// Calls `each` with the key and the value of each header of `message`, in order.

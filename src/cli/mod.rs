@@ -62,7 +62,7 @@ enum Command {
     /// Look at dead letters, send them back, give them up, close a breaker.
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
-    /// Look at the spool, the records that wait on this disk for PostgreSQL.
+    /// Look at the spool, the records that wait on this disk for PostgreSQL; bring them there.
     #[command(subcommand)]
     Spool(spool::SpoolCommand),
     /// Write events as lines for others: Purview logs, trust logs, events, Office 365 records.
@@ -168,10 +168,7 @@ async fn execute(command: Command, config: &Config) -> anyhow::Result<ExitStatus
             let store = app::store_settings(config)?;
             dlq::run(&command, &store, &app::outlet_settings(config), &mut out).await
         }
-        Command::Spool(command) => {
-            let dir = config.spool.as_ref().map(|spool| spool.dir.clone());
-            tokio::task::block_in_place(|| spool::run(&command, dir, &mut out))
-        }
+        Command::Spool(command) => spool::run(&command, config, &mut out).await,
         Command::Export(args) => {
             let store = app::store_settings(config)?;
             export::run(&args, &store, &config.projection, &mut out).await
@@ -180,7 +177,8 @@ async fn execute(command: Command, config: &Config) -> anyhow::Result<ExitStatus
         Command::Sources(command) => sources::run(&command, &app::store_settings(config)?, &mut out).await,
         Command::Verify(args) => {
             let store = app::store_settings(config)?;
-            verify::run(&args, &store, &config.kafka.connection_properties(), &mut out).await
+            let dir = config.spool.as_ref().map(|spool| spool.dir.as_path());
+            verify::run(&args, &store, (&config.kafka.connection_properties(), dir), &mut out).await
         }
     }
 }

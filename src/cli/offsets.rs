@@ -12,10 +12,11 @@ use uuid::Uuid;
 use super::ExitStatus;
 use super::table::{Cell, Table, with_thousands};
 use super::verify::watermarks;
-use crate::model::position::{Offset, OffsetRange, Partition, StreamPartition};
+use crate::model::position::{Offset, Partition, StreamPartition};
 use crate::source::{Lookup, LookupError};
 use crate::store::{
-    GapDeclaration, OffsetRow, Session, SessionPurpose, StoreError, StoreSettings, StreamIdentity, StreamRow,
+    GapAnswer, GapDeclaration, OffsetRow, Session, SessionPurpose, SpoolHolder, StoreError, StoreSettings,
+    StreamIdentity, StreamRow,
 };
 
 /// What to do with positions.
@@ -253,20 +254,12 @@ async fn declare_gap(
     let (group, name) = (&*edges.store.group, format!("{}/{partition}", args.topic));
     let mut session = edges.store.connect(SessionPurpose::Operator).await?;
     let position = position_of(&mut session, group, key).await?;
-    let holder = match position.and_then(|position| OffsetRange::new(position, low)) {
-        Some(range) => session.spool_holder(key, range, Uuid::nil()).await?,
-        None => None,
-    };
     let refusal = match position {
         None => {
             Some(format!("group {group} has no position in {name} as kafka has it now; see `offsets list`"))
         }
         Some(position) if position >= low => Some(format!(
             "no gap in {name}: the position {position} is not below the first offset {low} that kafka has"
-        )),
-        Some(_) if let Some(instance) = holder => Some(format!(
-            "instance {instance} holds some of these records of {name} in its spool; let it drain them. If it and its disk \
-             are gone for good: DELETE FROM audit_events.spool_ranges WHERE instance_id = '{instance}'"
         )),
         Some(position) if !args.yes => Some(format!(
             "would declare [{position}, {low}) of {name} lost to group {group}; say it again with --yes to do it"
@@ -277,18 +270,36 @@ async fn declare_gap(
         session.close().await;
         return refuse(out, reason);
     }
-    let gap = GapDeclaration { key, low, actor: &args.action.actor, reason: &args.action.reason };
+    let (actor, reason) = (&*args.action.actor, &*args.action.reason);
+    let gap = GapDeclaration { key, low, actor, reason, own: Uuid::nil() };
     let declared = session.declare_gap(group, &gap).await?;
     session.close().await;
-    let Some(range) = declared else {
-        return refuse(out, format!("no gap in {name}: the position has moved to {low} or beyond meanwhile"));
+    let range = match declared {
+        GapAnswer::Declared(range) => range,
+        GapAnswer::NotBelow => {
+            return refuse(
+                out,
+                format!("no gap in {name}: the position has moved to {low} or beyond meanwhile"),
+            );
+        }
+        GapAnswer::Held(SpoolHolder { instance, start }) => {
+            return refuse(
+                out,
+                format!(
+                    "instance {instance} holds records of {name} from {start} on in its spool; start it, or `spool drain \
+                     --dir` on its disk. If that is gone for good: DELETE FROM audit_events.spool_ranges WHERE \
+                     instance_id = '{instance}'"
+                ),
+            );
+        }
     };
     let span = i64::try_from(range.span()).context("measure the gap")?;
     writeln!(out, "declared {range} of {name} lost to group {group}: {} offsets", with_thousands(span))?;
     writeln!(
         out,
-        "next: a running daemon is offered the partition again within seconds and goes on at {low}; `verify` \
-         shows the gap apart from then on"
+        "next: a running daemon is offered the partition again within seconds and goes on at {}; `verify` \
+         shows the gap apart from then on",
+        range.end()
     )?;
     Ok(ExitStatus::Success)
 }

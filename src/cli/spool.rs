@@ -1,4 +1,7 @@
-//! `spool`: what waits on this disk for PostgreSQL. Reads along, also while a daemon runs; changes nothing.
+//! `spool`: what waits on this disk for PostgreSQL. All but `drain` read along, also while a daemon runs, and change
+//! nothing.
+
+pub mod drain;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -7,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::ExitStatus;
 use super::table::{Table, with_thousands};
+use crate::config::Config;
 use crate::model::spool::encode_shown_record;
 use crate::observe::Clock;
 use crate::spool::disk::LocalDisk;
@@ -23,6 +27,11 @@ pub enum SpoolCommand {
     Verify(ShowArgs),
     /// Write the records that are held as JSON lines, oldest first
     Cat(CatArgs),
+    /// Bring what is held to PostgreSQL, and exit; exit code 1 says what is left and why
+    ///
+    /// For a spool whose daemon does not run: on the disk of an instance that is gone, or to fill a gap. While a
+    /// daemon uses the directory, nothing is done: the daemon drains by itself.
+    Drain(drain::DrainArgs),
 }
 
 /// Where it is, and how to show it.
@@ -47,21 +56,18 @@ pub struct CatArgs {
     pub drained: bool,
 }
 
-/// Runs `command` on the directory that it names, or `configured`. [`ExitStatus::Refused`] when there is none, or it
-/// can't be read; [`ExitStatus::Findings`] when `verify` found damage.
+/// Runs `command` on the directory that it names, or SPOOL_DIR. [`ExitStatus::Refused`] when there is none, or it
+/// can't be read; [`ExitStatus::Findings`] when `verify` found damage, or `drain` left something.
 ///
 /// # Errors
-/// What `out` reports.
-pub fn run(
-    command: &SpoolCommand,
-    configured: Option<PathBuf>,
-    out: &mut dyn Write,
-) -> anyhow::Result<ExitStatus> {
+/// What `out` reports, and what PostgreSQL does to a drain.
+pub async fn run(command: &SpoolCommand, config: &Config, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let named = match command {
-        SpoolCommand::List(args) | SpoolCommand::Verify(args) => args.dir.clone(),
-        SpoolCommand::Cat(args) => args.dir.clone(),
+        SpoolCommand::List(args) | SpoolCommand::Verify(args) => &args.dir,
+        SpoolCommand::Cat(args) => &args.dir,
+        SpoolCommand::Drain(args) => &args.dir,
     };
-    let Some(dir) = named.or(configured) else {
+    let Some(dir) = named.as_ref().or(config.spool.as_ref().map(|spool| &spool.dir)) else {
         writeln!(out, "there is no spool: SPOOL_DIR=off; name one by --dir")?;
         return Ok(ExitStatus::Refused);
     };
@@ -69,11 +75,12 @@ pub fn run(
         writeln!(out, "there is no spool in {}; name another by --dir", dir.display())?;
         return Ok(ExitStatus::Refused);
     }
-    let inspection = Inspection::new(&dir, LocalDisk);
+    let inspection = Inspection::new(dir, LocalDisk);
     let outcome = match command {
-        SpoolCommand::List(args) => list(&inspection, args, out),
-        SpoolCommand::Verify(args) => verify(&inspection, args, out),
-        SpoolCommand::Cat(args) => cat(&inspection, args, out),
+        SpoolCommand::List(args) => tokio::task::block_in_place(|| list(&inspection, args, out)),
+        SpoolCommand::Verify(args) => tokio::task::block_in_place(|| verify(&inspection, args, out)),
+        SpoolCommand::Cat(args) => tokio::task::block_in_place(|| cat(&inspection, args, out)),
+        SpoolCommand::Drain(args) => drain::run(args, dir, config, out).await,
     };
     match outcome {
         Err(error) if error.is::<SpoolError>() => {

@@ -1,13 +1,16 @@
 //! `verify`: the account, proven from PostgreSQL and Kafka. Changes nothing.
 
 mod letters;
+mod spool;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use self::letters::Letters;
+use self::spool::SpoolView;
 use super::ExitStatus;
 use super::table::{Cell, Table, with_thousands};
 use crate::model::position::{Offset, Partition, StreamId, StreamPartition};
@@ -55,6 +58,7 @@ struct Report {
     account: Account,
     kafka: KafkaAnswer,
     letters: Letters,
+    spool: SpoolView,
     /// By the partition's place in the account.
     findings: Vec<(usize, Finding)>,
 }
@@ -67,12 +71,12 @@ struct Report {
 pub async fn run(
     args: &VerifyArgs,
     store: &StoreSettings,
-    kafka_properties: &[(String, String)],
+    (kafka_properties, spool_dir): (&[(String, String)], Option<&Path>),
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
     let progress = indicatif::ProgressBar::new_spinner().with_message("counting rows");
     progress.enable_steady_tick(std::time::Duration::from_millis(200));
-    let outcome = report(args, store, kafka_properties).await;
+    let outcome = report(args, store, kafka_properties, spool_dir).await;
     progress.finish_and_clear();
     let report = match outcome? {
         Ok(report) => report,
@@ -108,6 +112,7 @@ async fn report(
     args: &VerifyArgs,
     store: &StoreSettings,
     kafka_properties: &[(String, String)],
+    spool_dir: Option<&Path>,
 ) -> anyhow::Result<Result<Report, StoreError>> {
     let scope = AccountScope { group: args.group.clone(), topic: args.topic.clone() };
     let account = match read_account(store, &scope).await {
@@ -131,7 +136,11 @@ async fn report(
             Err(error) => return Ok(Err(error)),
         }
     };
-    let mut report = Report::new(account, kafka, letters);
+    let spool = match SpoolView::compare(spool_dir, &account, store).await {
+        Ok(spool) => spool,
+        Err(error) => return Ok(Err(error)),
+    };
+    let mut report = Report::new(account, kafka, (letters, spool));
     // A daemon may have read on before Kafka deleted what was still ahead in the snapshot: look again.
     if report.findings.iter().any(|(_, finding)| finding.code == FindingCode::RecordsDeleted) {
         match read_positions(store).await {
@@ -206,8 +215,8 @@ pub(super) fn watermarks(
 }
 
 impl Report {
-    fn new(account: Account, kafka: KafkaAnswer, letters: Letters) -> Self {
-        let mut report = Self { account, kafka, letters, findings: Vec::new() };
+    fn new(account: Account, kafka: KafkaAnswer, (letters, spool): (Letters, SpoolView)) -> Self {
+        let mut report = Self { account, kafka, letters, spool, findings: Vec::new() };
         let mut findings = Vec::new();
         for (index, partition) in report.account.partitions.iter().enumerate() {
             findings.extend(partition.findings().into_iter().map(|finding| (index, finding)));
@@ -215,8 +224,9 @@ impl Report {
                 let in_kafka = partition.findings_in_kafka(low, end);
                 findings.extend(in_kafka.into_iter().map(|finding| (index, finding)));
             }
-            let of_letters = report.letters.findings.iter().filter(|(key, _)| *key == partition.key);
-            findings.extend(of_letters.map(|(_, finding)| (index, finding.clone())));
+            let of_others = report.letters.findings.iter().chain(&report.spool.findings);
+            let of_others = of_others.filter(|(key, _)| *key == partition.key);
+            findings.extend(of_others.map(|(_, finding)| (index, finding.clone())));
         }
         report.findings = findings;
         report
@@ -306,7 +316,7 @@ impl Report {
                 "dead_letters_by_reason": self.account.dead_letters_by_reason,
                 "absent": totals.absent, "gaps": totals.gaps, "lag": totals.lag,
             },
-            "letters": self.letters.to_json(),
+            "letters": self.letters.to_json(), "spool": self.spool.to_json(),
             "kafka": {"reachable": is_reachable, "reason": reason},
             "partitions": self.account.partitions.iter().map(|p| self.partition_json(p)).collect::<Vec<_>>(),
             "findings": findings,
@@ -368,7 +378,7 @@ impl Report {
                 writeln!(out, "lag to kafka's end, in offsets: {lag}")?;
             }
         }
-        for line in self.letters.lines() {
+        for line in self.letters.lines().into_iter().chain(self.spool.lines()) {
             writeln!(out, "{line}")?;
         }
         self.write_notes_and_findings(out)

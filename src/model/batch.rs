@@ -90,7 +90,7 @@ struct Payload {
 }
 
 /// A batch. Immutable but for what makes it smaller, see the module's text.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Batch {
     payload: Arc<Payload>,
     entries: Vec<Entry>,
@@ -190,6 +190,13 @@ impl Batch {
         });
         let mut kept = moved.iter();
         self.parts.retain(|_| kept.next().is_some_and(Option::is_some));
+        self
+    }
+
+    /// The batch under another epoch of `key`.
+    #[must_use]
+    pub fn under(mut self, key: StreamPartition, epoch: Epoch) -> Self {
+        self.parts.iter_mut().filter(|part| part.key == key).for_each(|part| part.epoch = epoch);
         self
     }
 

@@ -65,6 +65,19 @@ impl Chunk {
         self
     }
 
+    /// The chunk up to `position`: what lies there or behind is left out. All of it when it ends there or before.
+    #[must_use]
+    pub fn until(mut self, position: Offset) -> Self {
+        if position >= self.end {
+            return self;
+        }
+        self.end = position.max(self.start);
+        self.records.retain(|record| record.offset < position);
+        let last = self.records.last().map(|record| record.offset.next());
+        self.absent_after = last.unwrap_or(self.start).distance_to(self.end).unwrap_or(0);
+        self
+    }
+
     /// The bytes of `range`; empty when the range is not one of this chunk's records'.
     #[must_use]
     pub fn bytes(&self, range: &Range<usize>) -> &[u8] {
@@ -129,6 +142,15 @@ mod tests {
             assert_eq!(absent + trimmed.absent_after + record_count, span, "from {position}");
             assert_eq!(trimmed.start.as_i64(), position.clamp(10, 20));
             assert!(trimmed.records.iter().all(|record| record.offset >= trimmed.start));
+        }
+        for position in 5..25 {
+            let trimmed = chunk().until(Offset::new(position).unwrap());
+            let absent: u64 = trimmed.records.iter().map(|record| record.absent_before).sum();
+            let record_count = u64::try_from(trimmed.records.len()).unwrap();
+            let span = trimmed.start.distance_to(trimmed.end).unwrap();
+            assert_eq!(absent + trimmed.absent_after + record_count, span, "until {position}");
+            assert_eq!(trimmed.end.as_i64(), position.clamp(10, 20));
+            assert!(trimmed.records.iter().all(|record| record.offset < trimmed.end));
         }
         let offsets =
             |chunk: Chunk| chunk.records.iter().map(|record| record.offset.as_i64()).collect::<Vec<_>>();

@@ -59,6 +59,8 @@ pub struct SpoolStats {
     pub held_len_bytes: u64,
     /// The length of all files: segments, drained and quarantined ones.
     pub total_len_bytes: u64,
+    /// How much can be appended, at the cost of drained segments.
+    pub room_len_bytes: u64,
     /// When the oldest of those segments was begun, in milliseconds since the Unix epoch.
     pub oldest_created_at_ms: Option<i64>,
     /// How many files are in quarantine.

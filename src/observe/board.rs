@@ -27,6 +27,8 @@ pub struct OwnedPartition {
     pub position: Offset,
     /// The end of the partition as last fetched.
     pub end: Option<Offset>,
+    /// The first offset that Kafka has, as last fetched.
+    pub low: Option<Offset>,
     /// Where its records go.
     pub mode: Mode,
     /// The position behind what the spool holds, while it spools.
@@ -194,7 +196,7 @@ pub struct RelayState {
 }
 
 /// What the spool holds, and how it is.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct SpoolState {
     /// Whether there is one.
     pub is_on: bool,
@@ -204,6 +206,8 @@ pub struct SpoolState {
     pub max_len_bytes: u64,
     /// Why it takes nothing.
     pub trouble: Option<String>,
+    /// When it will be full, at the rate of the last minute.
+    pub full_in_seconds: Option<f64>,
 }
 
 /// The board's content.
@@ -229,6 +233,8 @@ pub struct BoardState {
     pub spool: SpoolState,
     /// From a record's own time to its commit.
     pub latencies: Latencies,
+    /// When Kafka deletes a record that is neither in PostgreSQL nor in the spool, at the present rate.
+    pub retention_loss_in_seconds: Option<f64>,
 }
 
 impl BoardState {

@@ -10,7 +10,7 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
-use super::board::{RelayRole, RelayState, SpoolState};
+use super::board::{RelayRole, RelayState};
 use crate::model::rejection::RejectionCode;
 
 const PREFIX: &str = "audit_consumer";
@@ -41,6 +41,8 @@ pub struct LagSample {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// What becomes of records while PostgreSQL is away.
+    pub spool: SpoolMetrics,
     state: IntGaugeVec,
     records_consumed: IntCounterVec,
     events_committed: IntCounterVec,
@@ -65,20 +67,13 @@ pub struct Metrics {
     partitions_held: IntGaugeVec,
     position: IntGaugeVec,
     lag: IntGaugeVec,
+    retention_loss: Gauge,
     relay_leader: IntGauge,
     relay_waiting: IntGauge,
     relay_oldest: Gauge,
     relay_stuck: IntGauge,
     relay_failures: IntCounterVec,
     breakers_opened: IntCounter,
-    spooled: IntCounter,
-    drained: IntCounter,
-    quarantined: IntCounter,
-    spool_records: IntGauge,
-    spool_bytes: IntGauge,
-    spool_capacity: IntGauge,
-    spool_oldest: Gauge,
-    spool_stuck: IntGauge,
 }
 
 macro_rules! make {
@@ -101,6 +96,10 @@ macro_rules! make {
         metric
     }};
 }
+
+mod spool;
+
+use spool::SpoolMetrics;
 
 impl Metrics {
     /// The metrics in a registry of their own, with the process's own (CPU, memory, file descriptors).
@@ -215,6 +214,12 @@ impl Metrics {
                 "Offsets between PostgreSQL's position and the end",
                 &["topic", "partition"]
             ),
+            retention_loss: make!(
+                r,
+                Gauge,
+                "retention_loss_in_seconds",
+                "When Kafka deletes a record that is neither in PostgreSQL nor in the spool, at the rate of the last 10 minutes; +Inf: not to be foreseen"
+            ),
             relay_leader: make!(r, IntGauge, "relay_leader", "1 while this process relays dead letters"),
             relay_waiting: make!(
                 r,
@@ -247,34 +252,7 @@ impl Metrics {
                 "breakers_opened_total",
                 "Partitions stopped as too many of their records were dead letters"
             ),
-            spooled: make!(r, IntCounter, "spooled_total", "Records appended to the spool"),
-            drained: make!(r, IntCounter, "drained_total", "Records read back from the spool for PostgreSQL"),
-            quarantined: make!(
-                r,
-                IntCounter,
-                "spool_quarantined_total",
-                "Segments of the spool found damaged"
-            ),
-            spool_records: make!(
-                r,
-                IntGauge,
-                "spool_records",
-                "Records in the spool that may not be in PostgreSQL"
-            ),
-            spool_bytes: make!(r, IntGauge, "spool_bytes", "Bytes of all files of the spool"),
-            spool_capacity: make!(r, IntGauge, "spool_capacity_bytes", "Bytes that the spool may hold"),
-            spool_oldest: make!(
-                r,
-                Gauge,
-                "spool_oldest_age_seconds",
-                "Age of the oldest segment that holds something which may not be in PostgreSQL; 0: there is none"
-            ),
-            spool_stuck: make!(
-                r,
-                IntGauge,
-                "spool_stuck",
-                "1 while the spool takes nothing (full, or its disk fails)"
-            ),
+            spool: SpoolMetrics::new(&r)?,
             registry: r,
         })
     }
@@ -346,33 +324,6 @@ impl Metrics {
         self.breakers_opened.inc();
     }
 
-    /// Records were appended to the spool.
-    pub fn spooled(&self, record_count: u64) {
-        self.spooled.inc_by(record_count);
-    }
-
-    /// Records were read back from the spool.
-    pub fn drained(&self, record_count: u64) {
-        self.drained.inc_by(record_count);
-    }
-
-    /// A segment of the spool was found damaged.
-    pub fn quarantined(&self) {
-        self.quarantined.inc();
-    }
-
-    /// What the spool holds, as of `now_ms` since the Unix epoch.
-    pub fn set_spool(&self, spool: &SpoolState, now_ms: i64) {
-        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        self.spool_records.set(gauge(spool.stats.record_count));
-        self.spool_bytes.set(gauge(spool.stats.total_len_bytes));
-        self.spool_capacity.set(gauge(spool.max_len_bytes));
-        let age_ms = spool.stats.oldest_created_at_ms.map_or(0, |at| now_ms.saturating_sub(at));
-        let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
-        self.spool_oldest.set(age.as_secs_f64());
-        self.spool_stuck.set(i64::from(spool.trouble.is_some()));
-    }
-
     /// What the relay does.
     pub fn set_relay(&self, relay: &RelayState) {
         self.relay_leader.set(i64::from(relay.role == RelayRole::Leader));
@@ -439,6 +390,11 @@ impl Metrics {
                 self.lag.with_label_values(&labels).set(i64::try_from(lag_records).unwrap_or(i64::MAX));
             }
         }
+    }
+
+    /// When Kafka deletes a record that is nowhere else; `None`: not to be foreseen.
+    pub fn set_retention_loss(&self, seconds: Option<f64>) {
+        self.retention_loss.set(seconds.unwrap_or(f64::INFINITY));
     }
 
     /// All metrics in Prometheus's text format.

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use super::Pipeline;
 use super::lane::LaneControl;
-use crate::model::position::{Offset, OffsetRange, TopicPartition};
+use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::AssignmentId;
 use crate::model::spool::mode::Mode;
 use crate::observe::board::{DatabaseState, Hold, HoldCode, OwnedPartition};
 use crate::source::{Offer, Placement};
 use crate::store::{
-    Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, GapDeclaration, SessionPurpose, StoreError,
+    Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, GapAnswer, GapDeclaration, SessionPurpose, StoreError,
     StreamIdentity,
 };
 
@@ -182,16 +184,24 @@ impl Pipeline {
                     "position {position} is beyond the end {high}: kafka has lost records that are stored here"
                 ),
             ),
+            ClaimAnswer::RecordsDeleted { position, .. } if self.restore(request.key(), position).await => {
+                (HoldCode::Draining, "what was drained before goes to postgresql once more".to_owned())
+            }
             ClaimAnswer::RecordsDeleted { position, low } => {
-                self.declare_overdue_gap(source, request, (position, low)).await;
-                (
-                    HoldCode::RecordsDeleted,
-                    format!(
-                        "kafka has deleted the records from {position} to {low}; when nothing else holds them: \
-                         audit-consumer offsets declare-gap --topic {} --partition {} --reason WHY --yes",
+                let holder = self.declare_overdue_gap(source, request, low).await;
+                let next = match holder {
+                    Some(instance) => format!(
+                        "the spool of instance {instance} holds them: start it, or `spool drain --dir` on its disk; if that is \
+                         gone for good: DELETE FROM audit_events.spool_ranges WHERE instance_id = '{instance}'"
+                    ),
+                    None => format!(
+                        "when nothing else holds them: audit-consumer offsets declare-gap --topic {} --partition {} --reason \
+                         WHY --yes",
                         source.topic, source.partition
                     ),
-                )
+                };
+                let detail = format!("kafka has deleted the records from {position} to {low}; {next}");
+                (HoldCode::RecordsDeleted, detail)
             }
         };
         self.hold(source, code, detail);
@@ -245,6 +255,7 @@ impl Pipeline {
                 lane_index,
                 position: position.next,
                 end: None,
+                low: None,
                 mode,
                 spooled_to: None,
             },
@@ -258,56 +269,46 @@ impl Pipeline {
         (0..self.lanes.len()).min_by_key(|index| load(*index)).unwrap_or(0)
     }
 
-    /// Declares the gap once it was waited for long enough.
+    /// Declares the gap once it was waited for long enough. Returns the instance whose spool forbids it.
     async fn declare_overdue_gap(
         &mut self,
         source: &Arc<TopicPartition>,
         request: &ClaimRequest,
-        (position, low): (Offset, Offset),
-    ) {
+        low: Offset,
+    ) -> Option<Uuid> {
         let now = self.clock.monotonic();
         let is_overdue = self.board.lock().held.get(source).is_some_and(|hold| {
             hold.code == HoldCode::RecordsDeleted
                 && now.saturating_duration_since(hold.since) >= self.settings.gap_wait
         });
         if !is_overdue || self.is_spool_unreadable() {
-            return;
+            return None;
         }
-        let Some(mut session) = self.session.take() else { return };
-        let holder = match OffsetRange::new(position, low) {
-            Some(range) => session.spool_holder(request.key(), range, self.settings.store.instance).await,
-            None => return,
-        };
-        match holder {
-            Ok(None) => {}
-            Ok(Some(instance)) => {
-                self.session = Some(session);
-                tracing::warn!(partition = %source, %instance, "another instance's spool holds the records; no gap is declared");
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(%error, partition = %source, "the gap can't be declared now");
-                return;
-            }
-        }
+        let mut session = self.session.take()?;
         let gap = GapDeclaration {
             key: request.key(),
             low,
             actor: "audit-consumer",
             reason: "the records were deleted from kafka and GAP_WAIT_MS has passed",
+            own: self.settings.store.instance,
         };
         let declared = session.declare_gap(&self.settings.store.group, &gap);
         let in_time = tokio::time::timeout(self.settings.claim_timeout, declared).await;
         match in_time.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("declare gap"))) {
-            Ok(range) => {
+            Ok(answer) => {
                 self.session = Some(session);
-                if let Some(range) = range {
-                    self.metrics.gap_declared();
-                    tracing::error!(partition = %source, %range, "a gap was declared: these records are lost to us");
+                match answer {
+                    GapAnswer::Declared(range) => {
+                        self.metrics.gap_declared();
+                        tracing::error!(partition = %source, %range, "a gap was declared: these records are lost to us");
+                    }
+                    GapAnswer::NotBelow => {}
+                    GapAnswer::Held(holder) => return Some(holder.instance),
                 }
             }
             Err(error) => tracing::warn!(%error, partition = %source, "the gap can't be declared now"),
         }
+        None
     }
 
     /// Notes why a partition is not read; says so once.

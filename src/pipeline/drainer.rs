@@ -150,7 +150,7 @@ impl Drainer {
                 }
                 Some((Ok(Next::Quarantined(what)), read)) => {
                     cursor = read;
-                    self.metrics.quarantined();
+                    self.metrics.spool.quarantined();
                     tracing::error!(
                         ?what,
                         "a segment of the spool is damaged; what it held is read from kafka"
@@ -198,7 +198,7 @@ impl Drainer {
                 permit = lane.reserve() => {
                     if let Ok(permit) = permit {
                         permit.send(chunk);
-                        self.metrics.drained(record_count);
+                        self.metrics.spool.drained(record_count);
                         if let Some(target) = self.targets.get_mut(&key) {
                             target.next = end;
                         }

@@ -18,16 +18,16 @@ use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 use super::facts::LaneFacts;
+use super::storer::decode_record;
 use super::work::{Work, WorkDone};
 use crate::model::backoff::RetryPolicy;
-use crate::model::batch::{Batch, BatchBuilder, BatchLimits, DeadLetter, Decoded};
+use crate::model::batch::{Batch, BatchBuilder, BatchLimits};
 use crate::model::breaker::{Breaker, BreakerRule, Opened};
-use crate::model::decode::{DecodeRules, decode, identify};
+use crate::model::decode::DecodeRules;
 use crate::model::position::{Offset, StreamPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::Clock;
 use crate::observe::board::{Board, DatabaseState};
-use crate::store::copy::encode_event;
 use crate::store::{Claim, CommitOutcome, CommitPath, CommittedPart, Session, StoreSettings};
 
 /// How many batches after a collision go by the merge path first.
@@ -304,24 +304,8 @@ impl Lane {
         let rules = Arc::clone(&self.settings.rules);
         let started_at = self.settings.clock.monotonic();
         let pushed = is_next.then(|| {
-            self.builder.push(chunk, key, epoch, |record, rows| {
-                let value = chunk.value(record);
-                match decode(value, &rules) {
-                    Ok(event) => {
-                        encode_event(rows, &event, key, record.offset);
-                        Decoded::Event(event.timestamp)
-                    }
-                    Err(rejection) => {
-                        let identity = value.map(identify).unwrap_or_default();
-                        Decoded::DeadLetter(DeadLetter {
-                            rejection,
-                            sqlstate: None,
-                            audit_id: identity.audit_id,
-                            correlation_id: identity.correlation_id,
-                        })
-                    }
-                }
-            })
+            self.builder
+                .push(chunk, key, epoch, |record, rows| decode_record(chunk, record, (key, &rules), rows))
         });
         match pushed {
             Some(Ok(())) => {

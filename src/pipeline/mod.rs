@@ -31,9 +31,12 @@ mod breakers;
 mod claims;
 mod drainer;
 mod facts;
+mod forecasts;
 mod lane;
 mod outage;
 mod spooler;
+mod storer;
+mod strays;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
@@ -45,8 +48,12 @@ use tokio::task::JoinSet;
 
 use self::breakers::OpenBreaker;
 use self::facts::LaneFacts;
+use self::forecasts::Forecasts;
 use self::lane::{GiveUp, Lane, LaneControl, LaneReport, LaneSettings};
 use self::outage::Outage;
+pub use self::spooler::SharedSpool;
+pub use self::storer::StoredCounts;
+pub use self::strays::{PassReport, Sorting, StrayError, Strays, overlap};
 use crate::model::batch::BatchLimits;
 use crate::model::breaker::BreakerRule;
 use crate::model::decode::DecodeRules;
@@ -147,6 +154,7 @@ pub struct Pipeline {
     /// The spool; without one records wait in Kafka.
     outage: Option<Outage>,
     mirrored: BTreeMap<AssignmentId, Offset>,
+    forecasts: Forecasts,
     /// Assignments that the poll thread must still be told to drop.
     drops: Vec<AssignmentId>,
     partitions_at: Instant,
@@ -213,6 +221,7 @@ impl Pipeline {
             breakers: HashMap::new(),
             outage: None,
             mirrored: BTreeMap::new(),
+            forecasts: Forecasts::default(),
             drops: Vec::new(),
             partitions_at,
         };
@@ -286,10 +295,10 @@ impl Pipeline {
                 if board.phase == Phase::Starting {
                     board.phase = Phase::Running;
                 }
-                for (assignment, end) in ends {
+                for (assignment, low, end) in ends {
                     board.is_kafka_reachable = Some(true);
                     if let Some(owned) = board.owned.get_mut(&assignment) {
-                        owned.end = Some(end);
+                        (owned.low, owned.end) = (low, Some(end));
                     }
                 }
             }
@@ -364,6 +373,7 @@ impl Pipeline {
     async fn tick(&mut self) {
         self.send_drops();
         self.tick_outage().await;
+        self.forecasts.update(&self.board, self.clock.unix_ms());
         let moved = self.mirror();
         if !moved.is_empty() && !self.source.send(SourceCommand::Mirror(moved)) {
             tracing::debug!("the poll thread is busy; the mirror waits");

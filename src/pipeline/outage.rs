@@ -18,8 +18,9 @@
 //! declares a gap over them; that write is also how we learn that PostgreSQL is back and takes writes.
 
 mod holdings;
+mod sorting;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -27,7 +28,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use self::holdings::ranges_of;
 use super::drainer::{Drainer, DrainerControl, Fed};
 use super::lane::LaneControl;
 use super::spooler::{SharedSpool, Spooler, SpoolerControl, with_spool};
@@ -37,7 +37,7 @@ use crate::model::record::{AssignmentId, Chunk};
 use crate::model::spool::mode::Mode;
 use crate::observe::board::{DatabaseState, Hold, HoldCode, OwnedPartition};
 use crate::source::{Offer, Placement};
-use crate::spool::PartitionRanges;
+use crate::spool::{PartitionRanges, joined};
 use crate::store::{Claim, ClaimRequest, ClaimedPosition, SessionPurpose, StoreError};
 
 /// How long asking whether PostgreSQL is back may take, and how long to wait before it is asked again.
@@ -48,6 +48,8 @@ const PROBE_WAIT_MOST: Duration = Duration::from_secs(60);
 const RETURN_LASTS: Duration = Duration::from_secs(60);
 /// How long a spool whose disk fails is left alone.
 const UNREADABLE_HOLD: Duration = Duration::from_secs(300);
+/// How long after a start, or the end of an outage, Kafka has to tell which partitions are ours.
+const STRAYS_AFTER: Duration = Duration::from_secs(15);
 /// How often drained segments are pruned, and positions of partitions that others own are looked up.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -79,8 +81,17 @@ pub(super) struct Outage {
     draining: HashMap<Arc<TopicPartition>, Draining>,
     /// What the spool holds.
     held: HashMap<StreamPartition, PartitionRanges>,
-    /// Partitions of which it was said that the spool holds what was declared a gap.
-    gaps_said: HashSet<StreamPartition>,
+    /// Passes over what no lane drains, which tell the gaps whose batches they have set aside.
+    strays: Option<JoinHandle<BTreeMap<StreamPartition, Vec<OffsetRange>>>>,
+    /// From when on what no lane has counts as somebody else's.
+    strays_from: Instant,
+    /// Gaps whose batches are set aside.
+    aside: HashMap<StreamPartition, Vec<OffsetRange>>,
+    /// Gaps of which it was said that the spool holds records of them, and partitions that have no position.
+    gaps_said: HashSet<(StreamPartition, OffsetRange)>,
+    unknown_said: HashSet<StreamPartition>,
+    /// Where drained segments were looked through.
+    restored_at: HashMap<StreamPartition, Offset>,
     /// Until when the spool's disk counts as unreadable: what Kafka has is read from there.
     unreadable_until: Option<Instant>,
     /// When PostgreSQL came back last, and how long to wait before it is asked again: longer when that did not last.
@@ -124,7 +135,12 @@ impl Pipeline {
             last_known: HashMap::new(),
             draining: HashMap::new(),
             held: HashMap::new(),
+            strays: None,
+            strays_from: now + STRAYS_AFTER,
+            aside: HashMap::new(),
             gaps_said: HashSet::new(),
+            unknown_said: HashSet::new(),
+            restored_at: HashMap::new(),
             unreadable_until: None,
             returned_at: None,
             probe_wait: PROBE_INTERVAL,
@@ -183,6 +199,9 @@ impl Pipeline {
             outage.last_known.insert(owned.key, owned.position);
         }
         outage.draining.clear();
+        // What is appended from now on was not looked at.
+        outage.aside.clear();
+        outage.strays = None;
         self.session = None;
         self.drops.extend(assignments);
         self.send_drops();
@@ -209,8 +228,7 @@ impl Pipeline {
             None if now >= outage.probe_at => {
                 let (store, spool) = (self.settings.store.clone(), Arc::clone(&outage.spool));
                 outage.probe = Some(tokio::spawn(async move {
-                    let ranges =
-                        with_spool(&spool, |spool| ranges_of(&spool.held())).await.unwrap_or_default();
+                    let ranges = with_spool(&spool, |spool| joined(&spool.held())).await.unwrap_or_default();
                     let published = async {
                         let mut session = store.connect(SessionPurpose::Claim).await?;
                         session.publish_spool_ranges(store.instance, &ranges).await?;
@@ -231,7 +249,9 @@ impl Pipeline {
         let ended = self.take_back(&assignments, Duration::ZERO).await;
         let Some(outage) = &mut self.outage else { return };
         outage.is_spooling = false;
-        outage.returned_at = Some(self.clock.monotonic());
+        let now = self.clock.monotonic();
+        outage.returned_at = Some(now);
+        outage.strays_from = now + STRAYS_AFTER;
         outage.published = None;
         self.settings.source.wants_mirror.store(false, Ordering::Relaxed);
         {
@@ -366,6 +386,7 @@ impl Pipeline {
                 lane_index,
                 position: last_known.or(mirror).unwrap_or(start).min(start),
                 end: None,
+                low: None,
                 mode: Mode::Spooling,
                 spooled_to: Some(start),
             },
@@ -405,8 +426,8 @@ impl Pipeline {
         let Some(outage) = &mut self.outage else { return false };
         let Some(draining) = outage.draining.get(source) else { return false };
         let (assignment, fed_to) = (draining.assignment, draining.fed_to);
-        let position = self.board.lock().owned.get(&assignment).map(|owned| (owned.key, owned.position));
-        let Some((key, position)) = position else {
+        let position = self.board.lock().owned.get(&assignment).map(|owned| owned.position);
+        let Some(position) = position else {
             // The lane gave it up.
             outage.draining.remove(source);
             if outage.drainer.send(DrainerControl::Stop { assignment }).is_err() {
@@ -420,7 +441,10 @@ impl Pipeline {
         tracing::info!(partition = %source, %position, "the spool is drained");
         // Nothing of it is outstanding, but its neighbours may be in the work under way.
         self.end(&[assignment], REVOKE_PATIENCE).await;
-        self.mark_drained(vec![(key, position)]).await;
+        // The next tick drops what is drained, unless something of it must be set aside before.
+        if let Some(outage) = &mut self.outage {
+            outage.trim_at = self.clock.monotonic();
+        }
         false
     }
 }

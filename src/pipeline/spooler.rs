@@ -24,7 +24,7 @@ const APPEND_LEN_BYTES: usize = 8 << 20;
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 
 /// The spool, shared by the spooler, the drainer and the loop. Its lock is taken on threads where waiting is allowed.
-pub(super) type SharedSpool = Arc<Mutex<Spool>>;
+pub type SharedSpool = Arc<Mutex<Spool>>;
 
 /// Does `work` with the spool on a thread where waiting is allowed; `None` when that thread died.
 pub(super) async fn with_spool<T: Send + 'static>(
@@ -160,7 +160,7 @@ impl Spooler {
                         owned.spooled_to = Some(chunk.end);
                     }
                 }
-                self.metrics.spooled(u64::try_from(record_count).unwrap_or(u64::MAX));
+                self.metrics.spool.appended(u64::try_from(record_count).unwrap_or(u64::MAX));
                 true
             }
             Err(SpoolError::Broken(contradiction)) => {

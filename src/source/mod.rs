@@ -131,8 +131,8 @@ pub enum SourceEvent {
         /// Where the answer goes.
         reply: oneshot::Sender<()>,
     },
-    /// The ends of partitions as last fetched, about once a second.
-    Ends(Vec<(AssignmentId, Offset)>),
+    /// The first offsets, where known, and the ends of partitions as last fetched, about twice a second.
+    Ends(Vec<(AssignmentId, Option<Offset>, Offset)>),
     /// Whether the brokers answer.
     Reachable(bool),
     /// The consumer can't go on; the process must stop.

@@ -378,12 +378,13 @@ impl Poller {
         for assignment in suspects {
             state.reread(&self.consumer, assignment);
         }
-        let ends: Vec<(AssignmentId, Offset)> = state
+        let ends: Vec<(AssignmentId, Option<Offset>, Offset)> = state
             .slots
             .iter()
             .filter_map(|slot| {
-                let end = native::cached_end(&self.consumer, &slot.source.topic, slot.source.partition.0)?;
-                Some((slot.assignment, Offset::new(end)?))
+                let (topic, partition) = (&slot.source.topic, slot.source.partition.0);
+                let (low, end) = native::cached_watermarks(&self.consumer, topic, partition)?;
+                Some((slot.assignment, Offset::new(low), Offset::new(end)?))
             })
             .collect();
         drop(state);

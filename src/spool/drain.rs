@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use crate::model::position::{Offset, StreamPartition};
 use crate::model::record::Chunk;
 use crate::model::spool::walk::{Depth, Step, Walk};
-use crate::model::spool::{BatchLine, BatchStamp, SegmentNumber, SpooledBatch, encode_batch};
+use crate::model::spool::{
+    BatchLine, BatchStamp, Checksum, Closing, Footer, Header, SegmentNumber, SpooledBatch, encode_batch,
+    encode_footer, encode_header,
+};
 
-use super::disk::{Disk, DiskFile};
+use super::disk::{Disk, DiskFile, Entry};
 use super::error::{Doing, SpoolError};
 use super::held::{PartitionRanges, without};
 use super::recover::{Quarantined, QuarantinedWhen, quarantined};
@@ -111,8 +114,9 @@ impl<D: Disk> Spool<D> {
         }
     }
 
-    /// Copies a batch that `drain` has just found to quarantine, as PostgreSQL must not take it: it is of another
-    /// stream, or its offsets were declared a gap. [`Spool::mark_drained`] may pass over it then.
+    /// Copies a batch that `drain` has just found to quarantine, as its offsets were declared a gap. The copy is a segment
+    /// of this one batch. [`Spool::mark_drained`] may pass over it then. Returns the file, or `None` when it was there
+    /// already.
     ///
     /// # Errors
     /// [`SpoolError::Full`] and [`SpoolError::Failed`]; the copy can be tried again.
@@ -120,15 +124,31 @@ impl<D: Disk> Spool<D> {
         &mut self,
         drain: &Drain<D::File>,
         (line, chunk): (&BatchLine, &Chunk),
-    ) -> Result<PathBuf, SpoolError> {
+    ) -> Result<Option<PathBuf>, SpoolError> {
         let BatchLine { number, append, created_at_ms, .. } = *line;
+        let (segment, instance) = (drain.next, self.instance);
         let mut lines = Vec::new();
+        encode_header(
+            &mut lines,
+            &Header { segment, instance, created_at_ms, next_batch: number, previous: None },
+        );
         encode_batch(&mut lines, line.key, chunk, BatchStamp { number, append, created_at_ms })?;
+        let len_bytes = u64::try_from(lines.len()).unwrap_or(u64::MAX);
+        let closing = Closing { segment, len_bytes, checksum: Checksum::of(&lines) };
+        encode_footer(&mut lines, &Footer { closing, batch_count: 1, record_count: line.record_count });
         let path = self.layout.batch(drain.next, number);
+        let len_bytes = u64::try_from(lines.len()).unwrap_or(u64::MAX);
+        let quarantine = self.layout.quarantine();
+        let is_there = |entry: &Entry| {
+            path.file_name().is_some_and(|name| *name == *entry.name) && entry.len_bytes == len_bytes
+        };
+        if self.disk.list(&quarantine).doing("list", &quarantine)?.iter().any(is_there) {
+            return Ok(None);
+        }
         self.write_new(&path, &lines)?;
         self.quarantined_file_count += 1;
-        self.quarantined_len_bytes += u64::try_from(lines.len()).unwrap_or(u64::MAX);
-        Ok(path)
+        self.quarantined_len_bytes += len_bytes;
+        Ok(Some(path))
     }
 
     /// Notes that PostgreSQL's position of a partition has gone back to `position`, if it has (a failover that lost

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use crate::model::position::{Offset, OffsetRange, StreamPartition};
 use crate::model::spool::{BatchLine, Closing, SegmentNumber};
 
+use super::scan::SegmentScan;
+
 /// Ranges of one partition, in the order in which they were written; neighbours are joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionRanges {
@@ -55,6 +57,23 @@ pub(super) struct Segment {
 }
 
 impl Segment {
+    /// What `scan` found of whole batches up to `end`.
+    pub(super) fn of(scan: &SegmentScan, end: Closing, file_len_bytes: u64) -> Self {
+        let mut segment = Self {
+            number: scan.number,
+            created_at_ms: scan.header.map_or(0, |header| header.created_at_ms),
+            end,
+            file_len_bytes,
+            batch_count: 0,
+            record_count: 0,
+            parts: BTreeMap::new(),
+        };
+        for batch in scan.batches.iter().filter(|batch| batch.closing.len_bytes <= end.len_bytes) {
+            segment.add(&batch.line);
+        }
+        segment
+    }
+
     pub(super) fn add(&mut self, line: &BatchLine) {
         self.batch_count += 1;
         self.record_count += line.record_count;
@@ -116,6 +135,24 @@ fn join(ranges: &mut Vec<OffsetRange>, range: OffsetRange) {
     }
 }
 
+/// The ranges by partition and start; those that overlap or touch are one: what goes to `spool_ranges`.
+#[must_use]
+pub fn joined(held: &[PartitionRanges]) -> Vec<(StreamPartition, OffsetRange)> {
+    let mut ranges: Vec<(StreamPartition, OffsetRange)> =
+        held.iter().flat_map(|held| held.ranges.iter().map(|range| (held.key, *range))).collect();
+    ranges.sort_by_key(|(key, range)| (*key, range.start()));
+    let mut joined: Vec<(StreamPartition, OffsetRange)> = Vec::with_capacity(ranges.len());
+    for (key, range) in ranges {
+        match joined.last_mut() {
+            Some((last_key, last)) if *last_key == key && range.start() <= last.end() => {
+                *last = OffsetRange::new(last.start(), last.end().max(range.end())).unwrap_or(*last);
+            }
+            _ => joined.push((key, range)),
+        }
+    }
+    joined
+}
+
 /// What of `ranges` is in none of `others`.
 pub(super) fn without(ranges: &[OffsetRange], others: &[OffsetRange]) -> Vec<OffsetRange> {
     let mut left = ranges.to_vec();
@@ -138,6 +175,7 @@ pub(super) fn without(ranges: &[OffsetRange], others: &[OffsetRange]) -> Vec<Off
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::position::{Partition, StreamId};
 
     fn ranges(bounds: &[(i64, i64)]) -> Vec<OffsetRange> {
         let at = |offset| Offset::new(offset).unwrap();
@@ -165,5 +203,23 @@ mod tests {
         check(&[(0, 10)], &[(0, 10)], &[]);
         check(&[(0, 10)], &[(20, 30)], &[(0, 10)]);
         check(&[(0, 10)], &[(4, 4)], &[(0, 10)]);
+    }
+
+    #[test]
+    fn ranges_that_overlap_are_published_once() {
+        let at = |offset| Offset::new(offset).unwrap();
+        let range = |(start, end)| OffsetRange::new(at(start), at(end)).unwrap();
+        let held = |partition, ranges: &[(i64, i64)]| PartitionRanges {
+            key: StreamPartition { stream: StreamId(uuid::Uuid::nil()), partition: Partition(partition) },
+            topic: "t".into(),
+            ranges: ranges.iter().copied().map(range).collect(),
+        };
+        let found =
+            joined(&[held(1, &[(100, 200), (100, 300), (400, 500)]), held(0, &[(300, 400), (0, 300)])]);
+        let plain: Vec<(i32, i64, i64)> = found
+            .iter()
+            .map(|(key, range)| (key.partition.0, range.start().as_i64(), range.end().as_i64()))
+            .collect();
+        assert_eq!(plain, [(0, 0, 400), (1, 100, 300), (1, 400, 500)]);
     }
 }

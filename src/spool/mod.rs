@@ -80,7 +80,8 @@
 //! were made on purpose. A batch that PostgreSQL must not take is copied to `quarantine/` by
 //! [`Spool::set_aside`] before it is marked. How far a segment is drained is not written down: after a restart its batches come
 //! again, and PostgreSQL's position says which of them to drop. The newest drained segment is emptied instead
-//! of removed when its time is over: its name proves that its successor's predecessor is not missing.
+//! of removed when its time is over: its name proves that its successor's predecessor is not missing. When a failover
+//! has taken PostgreSQL's position back, [`Spool::restore`] holds drained segments again.
 //!
 //! # Reading along
 //!
@@ -94,6 +95,7 @@ mod held;
 mod inspect;
 mod layout;
 mod recover;
+mod restore;
 mod scan;
 mod verdict;
 mod write;
@@ -115,7 +117,7 @@ use self::write::Active;
 
 pub use drain::{Drain, Next};
 pub use error::{Shortage, SpoolError};
-pub use held::{PartitionRanges, Tail};
+pub use held::{PartitionRanges, Tail, joined};
 pub use inspect::{Finding, FindingKind, Inspection, SegmentFile, SegmentPlace, SegmentSummary};
 pub use recover::{Cut, Missing, Quarantined, QuarantinedWhen, Recovery};
 pub use scan::{Damage, UnknownBatches};
@@ -247,6 +249,7 @@ impl<D: Disk> Spool<D> {
     pub fn stats(&self) -> SpoolStats {
         let mut stats = SpoolStats {
             total_len_bytes: self.total_len_bytes(),
+            room_len_bytes: self.room_len_bytes(),
             quarantined_file_count: self.quarantined_file_count,
             ..SpoolStats::default()
         };

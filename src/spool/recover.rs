@@ -63,6 +63,8 @@ pub enum QuarantinedWhen {
     Now,
     /// At an earlier start, or while an earlier process drained.
     Earlier,
+    /// At any time before: it is no damage, but a batch that was set aside.
+    SetAside,
 }
 
 /// A file in quarantine. Nothing of it is held: what PostgreSQL lacks of its ranges has to be read again from
@@ -211,7 +213,11 @@ impl<D: Disk> Spool<D> {
         let scan = self.scan(name.segment(), &file)?;
         self.quarantined_file_count += 1;
         self.quarantined_len_bytes += entry.len_bytes;
-        Ok(quarantined(file, &scan, QuarantinedWhen::Earlier, scan.unknown(None, None)))
+        let when = match name {
+            Name::Batch(_) => QuarantinedWhen::SetAside,
+            Name::Segment(_) | Name::Drained(..) | Name::Tail(_) => QuarantinedWhen::Earlier,
+        };
+        Ok(quarantined(file, &scan, when, scan.unknown(None, None)))
     }
 
     /// Finds the verdict on each segment, and carries it out.
@@ -243,20 +249,9 @@ impl<D: Disk> Spool<D> {
     }
 
     fn keep(&mut self, scan: &SegmentScan, end: Closing, file_len_bytes: u64) {
-        let mut segment = Segment {
-            number: scan.number,
-            created_at_ms: scan.header.map_or(0, |header| header.created_at_ms),
-            end,
-            file_len_bytes,
-            batch_count: 0,
-            record_count: 0,
-            parts: BTreeMap::new(),
-        };
-        for batch in scan.batches.iter().filter(|batch| batch.closing.len_bytes <= end.len_bytes) {
-            segment.add(&batch.line);
-            self.next_batch = batch.line.number.next();
-        }
-        self.segments.push_back(segment);
+        let mut kept = scan.batches.iter().filter(|batch| batch.closing.len_bytes <= end.len_bytes);
+        self.next_batch = kept.next_back().map_or(self.next_batch, |batch| batch.line.number.next());
+        self.segments.push_back(Segment::of(scan, end, file_len_bytes));
     }
 
     fn cut_and_seal(

@@ -115,6 +115,15 @@ impl<D: Disk> Spool<D> {
         Ok(())
     }
 
+    /// How much an append would find room for. What the disk does not tell counts as none.
+    pub(super) fn room_len_bytes(&self) -> u64 {
+        let drained_len_bytes = self.drained_len_bytes();
+        let kept_len_bytes = self.total_len_bytes() - drained_len_bytes;
+        let free_len_bytes = self.free_len_bytes().unwrap_or(0).saturating_add(drained_len_bytes);
+        let in_limit = self.limits.max_len_bytes.saturating_sub(kept_len_bytes);
+        in_limit.min(free_len_bytes.saturating_sub(self.limits.min_free_len_bytes))
+    }
+
     fn free_len_bytes(&self) -> Result<u64, SpoolError> {
         let root = self.layout.root();
         self.disk.free_len_bytes(root).doing("ask for the free space of", root)

@@ -1,6 +1,6 @@
-//! What an operator may do to positions, and what the daemon does in an operator's place: adopt a stream,
-//! declare a gap. Each is recorded in `offset_actions` with who, when and why, in the same transaction and
-//! under the row lock. There is no rewind: a position never moves back by our hand.
+//! What an operator may do to positions: adopt a stream; gaps have [`super::gaps`]. Each act is recorded in
+//! `offset_actions` with who, when and why, in the same transaction and under the row lock. There is no rewind: a
+//! position never moves back by our hand.
 
 use serde_json::json;
 use sqlx::Row;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::commit::offset_of;
 use super::error::StoreError;
 use super::session::Session;
-use crate::model::position::{Offset, OffsetRange, Partition, StreamId, StreamPartition};
+use crate::model::position::{Offset, Partition, StreamId, StreamPartition};
 
 /// A stream as the database knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,19 +55,6 @@ pub struct OffsetRow {
     pub absent_count: i64,
     /// The process that claimed it, unless it released it.
     pub owner: Option<Uuid>,
-}
-
-/// A gap to declare: the offsets from the position up to `low`, which Kafka has deleted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GapDeclaration<'a> {
-    /// In which partition.
-    pub key: StreamPartition,
-    /// The first offset that Kafka still has.
-    pub low: Offset,
-    /// Who declares it.
-    pub actor: &'a str,
-    /// Why.
-    pub reason: &'a str,
 }
 
 impl Session {
@@ -130,73 +117,6 @@ impl Session {
                 })
             })
             .collect()
-    }
-
-    /// Declares the gap between the position of `gap.key` and `gap.low`: its length is added to `absent`, the
-    /// position moves to `low`, the epoch is bumped so that an owner notices. Returns the range, or `None`
-    /// when the position is not below `low`.
-    ///
-    /// # Errors
-    /// See [`StoreError`]; the session must then be dropped.
-    pub async fn declare_gap(
-        &mut self,
-        group: &str,
-        gap: &GapDeclaration<'_>,
-    ) -> Result<Option<OffsetRange>, StoreError> {
-        sqlx::query("BEGIN").execute(&mut self.connection).await?;
-        let row = sqlx::query(
-            "SELECT next_offset FROM audit_events.consumer_offsets \
-              WHERE group_id = $1 AND stream_id = $2 AND partition = $3 FOR UPDATE",
-        )
-        .bind(group)
-        .bind(gap.key.stream.0)
-        .bind(gap.key.partition.0)
-        .fetch_optional(&mut self.connection)
-        .await?;
-        let position = row.map(|row| offset_of(&row, "next_offset")).transpose()?;
-        let range = position
-            .and_then(|position| OffsetRange::new(position, gap.low))
-            .filter(|range| !range.is_empty());
-        let Some(range) = range else {
-            sqlx::query("ROLLBACK").execute(&mut self.connection).await?;
-            return Ok(None);
-        };
-        sqlx::query(
-            "UPDATE audit_events.consumer_offsets \
-                SET next_offset = $4, absent = absent + ($4 - next_offset), epoch = epoch + 1, committed_at = now() \
-              WHERE group_id = $1 AND stream_id = $2 AND partition = $3",
-        )
-        .bind(group)
-        .bind(gap.key.stream.0)
-        .bind(gap.key.partition.0)
-        .bind(gap.low.as_i64())
-        .execute(&mut self.connection)
-        .await?;
-        sqlx::query(
-            "INSERT INTO audit_events.offset_gaps \
-                    (group_id, stream_id, partition, start_offset, end_offset, reason, declared_by) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        )
-        .bind(group)
-        .bind(gap.key.stream.0)
-        .bind(gap.key.partition.0)
-        .bind(range.start().as_i64())
-        .bind(range.end().as_i64())
-        .bind(gap.reason)
-        .bind(gap.actor)
-        .execute(&mut self.connection)
-        .await?;
-        let details = json!({"start_offset": range.start().as_i64(), "end_offset": range.end().as_i64()});
-        self.record_action(
-            group,
-            (gap.key.stream, Some(gap.key.partition)),
-            "declare_gap",
-            (gap.actor, gap.reason),
-            details,
-        )
-        .await?;
-        sqlx::query("COMMIT").execute(&mut self.connection).await?;
-        Ok(Some(range))
     }
 
     /// Makes `to` the stream of its topic for `group`: the streams that the group knew for that topic are

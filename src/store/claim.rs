@@ -183,17 +183,14 @@ impl StoreSettings {
         .bind(request.initial.as_i64())
         .execute(&mut *connection)
         .await?;
+        // Without a lock first: while Kafka has deleted what comes next, another instance may be storing it from its spool,
+        // and a claim that waited for that would end it.
+        let position = self.position(session, key, "").await?;
+        if position < request.low {
+            return Ok(ClaimAnswer::RecordsDeleted { position, low: request.low });
+        }
         self.end_earlier_owner(session, key).await?;
-        let row = sqlx::query(
-            "SELECT next_offset FROM audit_events.consumer_offsets \
-              WHERE group_id = $1 AND stream_id = $2 AND partition = $3 FOR UPDATE",
-        )
-        .bind(&*self.group)
-        .bind(key.stream.0)
-        .bind(key.partition.0)
-        .fetch_one(&mut session.connection)
-        .await?;
-        let position = offset_of(&row, "next_offset")?;
+        let position = self.position(session, key, "FOR UPDATE").await?;
         if position < request.low {
             return Ok(ClaimAnswer::RecordsDeleted { position, low: request.low });
         }
@@ -214,6 +211,26 @@ impl StoreSettings {
         .await?;
         let next = offset_of(&row, "next_offset")?;
         Ok(ClaimAnswer::Granted(ClaimedPosition { epoch: Epoch(row.try_get("epoch")?), next }))
+    }
+
+    /// The position of `key`; `lock`: a locking clause, or nothing.
+    async fn position(
+        &self,
+        session: &mut Session,
+        key: StreamPartition,
+        lock: &'static str,
+    ) -> Result<Offset, StoreError> {
+        let query = format!(
+            "SELECT next_offset FROM audit_events.consumer_offsets \
+              WHERE group_id = $1 AND stream_id = $2 AND partition = $3 {lock}"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(query))
+            .bind(&*self.group)
+            .bind(key.stream.0)
+            .bind(key.partition.0)
+            .fetch_one(&mut session.connection)
+            .await?;
+        offset_of(&row, "next_offset")
     }
 
     /// Makes the stream known, unless it belongs to another group or the group knows the topic as another

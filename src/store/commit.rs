@@ -156,7 +156,7 @@ impl Session {
         }
     }
 
-    async fn copy_dead_letters(&mut self, group: &str, batch: &Batch) -> Result<(), StoreError> {
+    pub(super) async fn copy_dead_letters(&mut self, group: &str, batch: &Batch) -> Result<(), StoreError> {
         let mut rows = Vec::new();
         let mut expected_count = 0u64;
         for entry in batch.entries() {
@@ -224,7 +224,7 @@ impl Session {
 }
 
 impl CommittedPart {
-    fn as_planned(part: &Part) -> Self {
+    pub(super) fn as_planned(part: &Part) -> Self {
         Self {
             key: part.key,
             end: part.end,

@@ -24,6 +24,7 @@ pub mod copy;
 mod dead_letters;
 mod error;
 mod export;
+mod gaps;
 mod letter_actions;
 mod merge;
 mod migrate;
@@ -34,16 +35,18 @@ mod spool_ranges;
 mod trust;
 mod verify;
 
-pub use actions::{GapDeclaration, OffsetRow, StreamRow};
+pub use actions::{OffsetRow, StreamRow};
 pub use claim::{Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, StreamIdentity};
 pub use commit::{CommitOutcome, CommitPath, CommittedPart, StalePart};
 pub use dead_letters::{Backlog, LETTER_MAX_COUNT, Relayed, WaitingStream};
 pub use error::StoreError;
 pub use export::EventFilter;
+pub use gaps::{GapAnswer, GapDeclaration};
 pub use letter_actions::{LetterCount, LetterFilter, LetterState, LetterStatus, OpenRedrive, PartitionScope};
 pub use migrate::migrate;
 pub use session::{Session, SessionPurpose, StoreSettings};
 pub use sources::{NewSource, SourceRow};
+pub use spool_ranges::SpoolHolder;
 pub use trust::{ActorTrust, TRUST_ACTOR_MAX_COUNT, TRUST_HISTORY_DAY_COUNT, TrustFilter, TrustReport};
 pub use verify::{
     Account, AccountScope, FateCounts, Finding, FindingCode, PartitionAccount, PositionAccount, RepeatedIds,

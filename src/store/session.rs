@@ -43,6 +43,12 @@ impl StoreSettings {
         Ok(Self { options, statement_timeout, lock_timeout, group: group.into(), instance })
     }
 
+    /// How long a statement may take.
+    #[must_use]
+    pub const fn statement_timeout(&self) -> Duration {
+        self.statement_timeout
+    }
+
     /// Opens a session for `purpose`.
     ///
     /// Cancel safe: a dropped future closes the connection.

@@ -3,9 +3,19 @@
 use sqlx::Row;
 use uuid::Uuid;
 
+use super::commit::offset_of;
 use super::error::StoreError;
 use super::session::Session;
-use crate::model::position::{OffsetRange, Partition, StreamId, StreamPartition};
+use crate::model::position::{Offset, OffsetRange, StreamPartition};
+
+/// An instance whose spool holds records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpoolHolder {
+    /// Which one.
+    pub instance: Uuid,
+    /// Where what it holds begins.
+    pub start: Offset,
+}
 
 impl Session {
     /// Replaces what `instance` is said to hold by `ranges`.
@@ -61,50 +71,20 @@ impl Session {
         Ok(())
     }
 
-    /// Of `ranges`, the partitions in which one overlaps a gap that was declared and not closed.
+    /// What another instance than `own` holds of `range` in its spool: the part that begins first, if any.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn gaps_over(
-        &mut self,
-        ranges: &[(StreamPartition, OffsetRange)],
-    ) -> Result<Vec<StreamPartition>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT DISTINCT g.stream_id, g.partition FROM audit_events.offset_gaps AS g \
-               JOIN unnest($1::uuid[], $2::integer[], $3::bigint[], $4::bigint[]) \
-                    AS r (stream_id, partition, start_offset, end_offset) \
-                 ON r.stream_id = g.stream_id AND r.partition = g.partition \
-                AND r.start_offset < g.end_offset AND g.start_offset < r.end_offset \
-              WHERE g.closed_at IS NULL",
-        )
-        .bind(ranges.iter().map(|(key, _)| key.stream.0).collect::<Vec<_>>())
-        .bind(ranges.iter().map(|(key, _)| key.partition.0).collect::<Vec<_>>())
-        .bind(ranges.iter().map(|(_, range)| range.start().as_i64()).collect::<Vec<_>>())
-        .bind(ranges.iter().map(|(_, range)| range.end().as_i64()).collect::<Vec<_>>())
-        .fetch_all(&mut self.connection)
-        .await?;
-        rows.iter()
-            .map(|row| {
-                let stream = StreamId(row.try_get("stream_id")?);
-                Ok(StreamPartition { stream, partition: Partition(row.try_get("partition")?) })
-            })
-            .collect()
-    }
-
-    /// An instance other than `own` that holds something of `range` in its spool, if any.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub async fn spool_holder(
+    pub(super) async fn spool_holder(
         &mut self,
         key: StreamPartition,
         range: OffsetRange,
         own: Uuid,
-    ) -> Result<Option<Uuid>, StoreError> {
-        let holder = sqlx::query_scalar(
-            "SELECT instance_id FROM audit_events.spool_ranges \
+    ) -> Result<Option<SpoolHolder>, StoreError> {
+        let row = sqlx::query(
+            "SELECT instance_id, start_offset FROM audit_events.spool_ranges \
               WHERE stream_id = $1 AND partition = $2 AND start_offset < $4 AND end_offset > $3 \
-                AND instance_id <> $5 LIMIT 1",
+                AND instance_id <> $5 ORDER BY start_offset LIMIT 1",
         )
         .bind(key.stream.0)
         .bind(key.partition.0)
@@ -113,6 +93,9 @@ impl Session {
         .bind(own)
         .fetch_optional(&mut self.connection)
         .await?;
-        Ok(holder)
+        row.map(|row| {
+            Ok(SpoolHolder { instance: row.try_get("instance_id")?, start: offset_of(&row, "start_offset")? })
+        })
+        .transpose()
     }
 }

@@ -146,6 +146,8 @@ pub enum FindingCode {
     LetterTwice,
     /// A dead letter topic holds a letter without a row.
     LetterUnknown,
+    /// A spool holds records that were declared a gap.
+    GapIsSpooled,
 }
 
 impl FindingCode {
@@ -166,6 +168,7 @@ impl FindingCode {
             Self::LetterMissing => "letter_missing",
             Self::LetterTwice => "letter_twice",
             Self::LetterUnknown => "letter_unknown",
+            Self::GapIsSpooled => "gap_is_spooled",
         }
     }
 }

@@ -26,4 +26,5 @@ mod registry;
 mod scene;
 mod schema;
 mod spooling;
+mod strays;
 mod streams;

@@ -335,12 +335,23 @@ impl Scene {
 
     /// Starts a daemon with further settings.
     pub(crate) fn daemon_with(&self, settings: &[(&str, &str)]) -> Daemon {
+        self.start(self.binary(), settings)
+    }
+
+    /// Starts a daemon from a shell in which `limit` was run before.
+    pub(crate) fn daemon_limited(&self, limit: &str) -> Daemon {
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("{limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_audit-consumer")]);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).envs(&self.env);
+        self.start(command, &[])
+    }
+
+    fn start(&self, mut command: Command, settings: &[(&str, &str)]) -> Daemon {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let number = NEXT_NAME.fetch_add(1, Ordering::Relaxed);
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("logs");
         std::fs::create_dir_all(&dir).unwrap();
         let log = dir.join(format!("{}-{number}.log", self.name));
-        let mut command = self.binary();
         command.arg("run").env("HTTP_ADDRESS", format!("127.0.0.1:{port}")).envs(settings.iter().copied());
         let file = File::create(&log).unwrap();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();

@@ -9,30 +9,30 @@ use crate::account::PLAN;
 use crate::scene::{Daemon, Scene, Stack, is_full, scaled, wait_for};
 
 /// A scene with a spool directory, which takes over soon.
-fn scene(stack: &Stack, name: &str, partition_count: i32) -> (Scene, PathBuf) {
+pub(crate) fn scene(stack: &Stack, name: &str, partition_count: i32) -> (Scene, PathBuf) {
     let scene = Scene::on(stack, name, partition_count).set("SPOOL_AFTER_MS", "1000");
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("spool").join(&scene.name);
     let scene = scene.set("SPOOL_DIR", dir.to_str().unwrap()).set("SPOOL_MIN_FREE_BYTES", "1MiB");
     (scene, dir)
 }
 
-fn modes(daemon: &Daemon) -> Vec<String> {
+pub(crate) fn modes(daemon: &Daemon) -> Vec<String> {
     let status = daemon.status().unwrap_or_default();
     let partitions = status["partitions"].as_array().cloned().unwrap_or_default();
     partitions.iter().map(|partition| partition["mode"].as_str().unwrap().to_owned()).collect()
 }
 
 #[track_caller]
-fn wait_until(daemon: &Daemon, mode: &str, partition_count: usize) {
+pub(crate) fn wait_until(daemon: &Daemon, mode: &str, partition_count: usize) {
     wait_for(&format!("{partition_count} partitions {mode}"), Duration::from_secs(60), || {
         let modes = modes(daemon);
         modes.len() == partition_count && modes.iter().all(|other| other == mode)
     });
 }
 
-/// How many records the spool holds, by its own command.
-fn held_count(scene: &Scene) -> u64 {
-    let output = scene.command(&["spool", "list", "--json"]);
+/// How many records the spool in `dir` holds, by its own command.
+pub(crate) fn held_count(scene: &Scene, dir: &Path) -> u64 {
+    let output = scene.command(&["spool", "list", "--json", "--dir", dir.to_str().unwrap()]);
     let Ok(list) = serde_json::from_slice::<Value>(&output.stdout) else { return 0 };
     let segments = list["segments"].as_array().unwrap().clone();
     let held = segments.iter().filter(|segment| segment["state"] == "held");
@@ -40,7 +40,7 @@ fn held_count(scene: &Scene) -> u64 {
 }
 
 #[track_caller]
-fn check_drained(scene: &Scene, daemon: &Daemon, dir: &Path) {
+pub(crate) fn check_drained(scene: &Scene, daemon: &Daemon, dir: &Path) {
     wait_for("nothing undrained is left", Duration::from_secs(60), || {
         daemon.status().is_some_and(|status| status["spool"]["records"] == 0)
     });
@@ -71,13 +71,13 @@ fn an_outage_is_spooled_and_drained_with_crashes_in_between() {
         wait_until(&daemon, "spooling", 6);
         let (code, body) = daemon.get("/readyz").unwrap();
         assert!(code == 200 && body.contains("records go to the spool"), "{code} {body}");
-        wait_for("the spool holds what came", Duration::from_secs(60), || held_count(&scene) >= 10_000);
+        wait_for("the spool holds what came", Duration::from_secs(60), || held_count(&scene, &dir) >= 10_000);
         // A crash within the outage: it goes on from its own spool.
         daemon.kill();
         daemon = scene.daemon();
         wait_until(&daemon, "spooling", 6);
         produce(10_000);
-        wait_for("the spool holds that, too", Duration::from_secs(60), || held_count(&scene) >= 20_000);
+        wait_for("the spool holds that, too", Duration::from_secs(60), || held_count(&scene, &dir) >= 20_000);
         std::thread::sleep(Duration::from_secs(*seconds));
         stack.run(&["start", "postgres"]);
         // And one while it drains, or just before.
@@ -104,7 +104,7 @@ fn what_kafka_deleted_during_an_outage_comes_from_the_spool() {
     stack.run(&["stop", "postgres", "immediate"]);
     scene.produce(&PLAN, 4_000, 12_000);
     wait_until(&daemon, "spooling", 2);
-    wait_for("the spool holds what came", Duration::from_secs(60), || held_count(&scene) >= 8_000);
+    wait_for("the spool holds what came", Duration::from_secs(60), || held_count(&scene, &dir) >= 8_000);
     // Retention runs out behind the outage: only the spool has them now.
     for partition in 0..2 {
         scene.delete_records(partition, -1);
@@ -147,7 +147,7 @@ fn a_daemon_that_starts_in_an_outage_goes_on_from_the_mirror_and_never_guesses()
     scene.produce(&PLAN, 3_000, 5_000);
     let mut daemon = scene.daemon();
     wait_until(&daemon, "spooling", 3);
-    wait_for("the spool holds what is new", Duration::from_secs(60), || held_count(&scene) == 2_000);
+    wait_for("the spool holds what is new", Duration::from_secs(60), || held_count(&scene, &dir) == 2_000);
     stack.run(&["start", "postgres"]);
     scene.wait_until_read(5_000, Duration::from_secs(60));
     check_drained(&scene, &daemon, &dir);

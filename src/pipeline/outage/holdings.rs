@@ -1,15 +1,11 @@
 //! What the spool holds, as the loop knows it: where PostgreSQL is, which batches may go, and what others are told.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use super::TRIM_INTERVAL;
-use crate::model::position::{Epoch, Offset, OffsetRange, StreamPartition};
-use crate::observe::board::{DatabaseState, OwnedPartition};
+use crate::model::position::{Offset, OffsetRange, StreamPartition};
+use crate::observe::board::OwnedPartition;
 use crate::pipeline::spooler::with_spool;
 use crate::pipeline::{Pipeline, RELEASE_TIMEOUT};
-use crate::spool::PartitionRanges;
-use crate::store::{Claim, Session, SessionPurpose, StoreError};
+use crate::spool::{PartitionRanges, joined};
+use crate::store::{Session, SessionPurpose, StoreError};
 
 impl Pipeline {
     /// Brings what is known of the spool up to date, before offers are placed.
@@ -74,6 +70,31 @@ impl Pipeline {
         first.map_or(low, |first| low.min(first))
     }
 
+    /// Holds again what was drained behind `position`, which PostgreSQL has lost and Kafka has no more. Whether there is
+    /// such; looked for once at each position.
+    pub(in crate::pipeline) async fn restore(&mut self, key: StreamPartition, position: Offset) -> bool {
+        let Some(outage) = &mut self.outage else { return false };
+        if outage.restored_at.insert(key, position) == Some(position) {
+            return false;
+        }
+        let restored = with_spool(&outage.spool, move |spool| spool.restore(key, position)).await;
+        self.refresh_held().await;
+        match restored {
+            Some(Ok(true)) => {
+                tracing::warn!(partition = %key, %position, "postgresql has lost what was drained; the spool holds it again");
+                true
+            }
+            Some(Ok(false)) | None => false,
+            Some(Err(error)) => {
+                tracing::warn!(partition = %key, %error, "drained segments of the spool were not looked through; it is tried again");
+                if let Some(outage) = &mut self.outage {
+                    outage.restored_at.remove(&key);
+                }
+                false
+            }
+        }
+    }
+
     /// Whether the spool's disk failed a moment ago.
     pub(in crate::pipeline) fn is_spool_unreadable(&self) -> bool {
         let now = self.clock.monotonic();
@@ -91,60 +112,8 @@ impl Pipeline {
         })
     }
 
-    /// Tells the spool how far PostgreSQL is: what lies before that need not be held.
-    pub(super) async fn trim(&mut self, now: Instant) {
-        let Some(outage) = &mut self.outage else { return };
-        if now < outage.trim_at {
-            return;
-        }
-        outage.trim_at = now + TRIM_INTERVAL;
-        self.refresh_held().await;
-        if matches!(self.board.lock().database, DatabaseState::Down { .. }) {
-            return;
-        }
-        let Some(outage) = &self.outage else { return };
-        let held = ranges_of(&outage.held.values().cloned().collect::<Vec<_>>());
-        let mut positions: Vec<(StreamPartition, Offset)> = Vec::new();
-        if !held.is_empty()
-            && let Some(mut session) = self.take_session().await
-        {
-            let claims: Vec<Claim> =
-                held.iter().map(|(key, _)| Claim { key: *key, epoch: Epoch(0) }).collect();
-            let group = Arc::clone(&self.settings.store.group);
-            let asked = async {
-                let found = session.positions(&group, &claims).await?;
-                Ok::<_, StoreError>((found, session.gaps_over(&held).await?))
-            };
-            match tokio::time::timeout(RELEASE_TIMEOUT, asked).await {
-                Ok(Ok((found, gaps))) => {
-                    self.session = Some(session);
-                    positions.extend(found.into_iter().map(|(key, position)| (key, position.next)));
-                    // Records that were declared lost and are here after all are evidence: they are not let go.
-                    positions.retain(|(key, _)| !gaps.contains(key));
-                    self.say_gaps(&gaps);
-                }
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, "positions of the spool's partitions can't be read now")
-                }
-                Err(_elapsed) => tracing::debug!("positions of the spool's partitions were not read in time"),
-            }
-        }
-        self.mark_drained(positions).await;
-        self.publish_ranges().await;
-    }
-
-    /// Says once of each partition that its spool holds what was declared a gap.
-    fn say_gaps(&mut self, gaps: &[StreamPartition]) {
-        let Some(outage) = &mut self.outage else { return };
-        for key in gaps {
-            if outage.gaps_said.insert(*key) {
-                tracing::error!(partition = %key, "the spool holds records that were declared a gap; they are kept in SPOOL_DIR (`spool list`)");
-            }
-        }
-    }
-
     /// The loop's session, or a new one, if PostgreSQL answers soon.
-    async fn take_session(&mut self) -> Option<Session> {
+    pub(super) async fn take_session(&mut self) -> Option<Session> {
         if let Some(session) = self.session.take() {
             return Some(session);
         }
@@ -171,7 +140,7 @@ impl Pipeline {
     pub(in crate::pipeline) async fn publish_ranges(&mut self) {
         let Some(outage) = &self.outage else { return };
         let held: Vec<PartitionRanges> = outage.held.values().cloned().collect();
-        let ranges = ranges_of(&held);
+        let ranges = joined(&held);
         if outage.published.as_ref() == Some(&ranges) {
             return;
         }
@@ -188,46 +157,5 @@ impl Pipeline {
             }
             Err(error) => tracing::debug!(%error, "the spool's ranges were not published now"),
         }
-    }
-}
-
-/// The ranges by partition and start; those that overlap or touch are one.
-pub(super) fn ranges_of(held: &[PartitionRanges]) -> Vec<(StreamPartition, OffsetRange)> {
-    let mut ranges: Vec<(StreamPartition, OffsetRange)> =
-        held.iter().flat_map(|held| held.ranges.iter().map(|range| (held.key, *range))).collect();
-    ranges.sort_by_key(|(key, range)| (*key, range.start()));
-    let mut joined: Vec<(StreamPartition, OffsetRange)> = Vec::with_capacity(ranges.len());
-    for (key, range) in ranges {
-        match joined.last_mut() {
-            Some((last_key, last)) if *last_key == key && range.start() <= last.end() => {
-                *last = OffsetRange::new(last.start(), last.end().max(range.end())).unwrap_or(*last);
-            }
-            _ => joined.push((key, range)),
-        }
-    }
-    joined
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::position::{Partition, StreamId};
-
-    #[test]
-    fn ranges_that_overlap_are_published_once() {
-        let at = |offset| Offset::new(offset).unwrap();
-        let range = |(start, end)| OffsetRange::new(at(start), at(end)).unwrap();
-        let held = |partition, ranges: &[(i64, i64)]| PartitionRanges {
-            key: StreamPartition { stream: StreamId(uuid::Uuid::nil()), partition: Partition(partition) },
-            topic: "t".into(),
-            ranges: ranges.iter().copied().map(range).collect(),
-        };
-        let joined =
-            ranges_of(&[held(1, &[(100, 200), (100, 300), (400, 500)]), held(0, &[(300, 400), (0, 300)])]);
-        let plain: Vec<(i32, i64, i64)> = joined
-            .iter()
-            .map(|(key, range)| (key.partition.0, range.start().as_i64(), range.end().as_i64()))
-            .collect();
-        assert_eq!(plain, [(0, 0, 400), (1, 100, 300), (1, 400, 500)]);
     }
 }

@@ -12,7 +12,8 @@ use crate::model::spool::encode_shown_record;
 use crate::model::spool::tests::{at, key, plain, small_chunk};
 use crate::spool::disk::LocalDisk;
 use crate::spool::{
-    Drain, FindingKind, Inspection, Next, Recovery, SegmentPlace, Spool, SpoolError, SpoolLimits,
+    Drain, FindingKind, Inspection, Next, QuarantinedWhen, Recovery, SegmentPlace, Spool, SpoolError,
+    SpoolLimits,
 };
 
 fn open(directory: &Path, limits: SpoolLimits) -> Result<(Spool, Recovery), SpoolError> {
@@ -118,17 +119,61 @@ fn a_batch_that_is_set_aside_is_kept_as_it_was() {
     let mut progress = Drain::default();
     let Next::Batch(batch) = spool.next(&mut progress).unwrap() else { panic!() };
     let (line, chunk) = (batch.line.clone(), batch.into_chunk(AssignmentId(1)));
-    let aside = spool.set_aside(&progress, (&line, &chunk)).unwrap();
+    let aside = spool.set_aside(&progress, (&line, &chunk)).unwrap().unwrap();
+    let stats = spool.stats();
+    assert_eq!(spool.set_aside(&progress, (&line, &chunk)).unwrap(), None, "it is there");
+    assert_eq!(spool.stats().total_len_bytes, stats.total_len_bytes);
     spool.mark_drained(key(0), at(3), 1).unwrap();
     let Next::Batch(other) = spool.next(&mut progress).unwrap() else { panic!() };
     assert_eq!(other.line.key, key(1));
     let segment = fs::read_to_string(directory.path().join("segment-0000000000000001.jsonl")).unwrap();
     let written: String = segment.split_inclusive('\n').skip(1).take(4).collect();
-    assert_eq!(fs::read_to_string(&aside).unwrap(), written);
+    let copy = fs::read_to_string(&aside).unwrap();
+    assert!(copy.contains(&written), "{copy}");
+    let inspection = Inspection::new(directory.path(), LocalDisk);
+    let file = inspection.files().unwrap().into_iter().find(|file| file.path == aside).unwrap();
+    assert_eq!(inspection.verify(&file).unwrap(), []);
+    assert!(inspection.summary(&file).unwrap().is_sealed);
     drop(spool);
     let (_, recovery) = open(directory.path(), LIMITS).unwrap();
     assert_eq!(recovery.quarantined[0].file, aside);
+    assert_eq!(recovery.quarantined[0].when, QuarantinedWhen::SetAside);
     assert_eq!(recovery.quarantined[0].whole[0].ranges[0].end(), at(3));
+}
+
+#[test]
+fn drained_segments_are_held_again_from_the_oldest_that_is_wanted() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = SpoolLimits { segment_len_bytes: 0, ..LIMITS };
+    let (mut spool, _) = open(directory.path(), limits).unwrap();
+    for index in 0..4 {
+        // The third segment is of another partition.
+        let partition = i32::from(index == 2);
+        spool.append(&keyed(&[small_chunk(partition, index * 5, 5)]), 1).unwrap();
+    }
+    let all = [(key(0), at(20)), (key(1), at(15))];
+    all.iter().for_each(|(key, position)| spool.mark_drained(*key, *position, 1).unwrap());
+    assert_eq!(spool.held(), []);
+    assert!(!spool.restore(key(0), at(20)).unwrap(), "nothing lies behind");
+    assert!(spool.restore(key(0), at(7)).unwrap());
+    let starts = |spool: &mut Spool| {
+        let (mut drain, mut starts) = (Drain::default(), Vec::new());
+        while let Next::Batch(batch) = spool.next(&mut drain).unwrap() {
+            starts.push(batch.line.range.start().as_i64());
+        }
+        starts
+    };
+    // Not the first one, and of the other partition nothing that PostgreSQL has.
+    assert_eq!(starts(&mut spool), [5, 15]);
+    assert_eq!(spool.tails()[0].position, at(20));
+    spool.append(&keyed(&[small_chunk(0, 20, 5)]), 1).unwrap();
+    drop(spool);
+    let (mut spool, recovery) = open(directory.path(), limits).unwrap();
+    assert_eq!((recovery.missing, recovery.quarantined), (vec![], vec![]));
+    assert_eq!(starts(&mut spool), [5, 10, 15, 20]);
+    spool.mark_drained(key(0), at(25), 2).unwrap();
+    spool.mark_drained(key(1), at(15), 2).unwrap();
+    assert_eq!(spool.held(), []);
 }
 
 #[test]

@@ -1,0 +1,282 @@
+//! What is to become of what the spool holds, looked at every [`TRIM_INTERVAL`] while PostgreSQL is there:
+//!
+//! | of a partition | what becomes of it |
+//! | --- | --- |
+//! | that a lane drains, or will | the lane's; dropped behind the position |
+//! | whose position has passed it | dropped: its segments move to `drained/` |
+//! | that overlaps a declared gap | set aside first, whatever the position says: it was taken for lost |
+//! | of others, that Kafka still has | waits; its owner reads it from Kafka, and the position passes it |
+//! | of others, that Kafka has no more | stored from here, see [`crate::pipeline::strays`] |
+//! | of a stream without a position in this database | kept: a claim, or an operator, makes its position |
+//!
+//! A topic that was created again changes nothing for the old stream's records: they have its position.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Outage, TRIM_INTERVAL};
+use crate::model::position::{Epoch, Offset, OffsetRange, Partition, StreamId, StreamPartition};
+use crate::observe::Metrics;
+use crate::observe::board::{DatabaseState, HoldCode};
+use crate::pipeline::strays::{PassReport, Sorting, Strays, overlap};
+use crate::pipeline::{Pipeline, RELEASE_TIMEOUT};
+use crate::source::Lookup;
+use crate::spool::{PartitionRanges, joined};
+use crate::store::{Claim, Session, StoreError};
+
+/// A partition of which Kafka may have no more what the spool has.
+#[derive(Debug, Clone)]
+struct Candidate {
+    key: StreamPartition,
+    topic: Arc<str>,
+    position: Offset,
+}
+
+/// What PostgreSQL says of the partitions that the spool holds something of.
+#[derive(Debug, Default)]
+struct Seen {
+    positions: HashMap<StreamPartition, Offset>,
+    /// Open gaps over what is held.
+    gaps: BTreeMap<StreamPartition, Vec<OffsetRange>>,
+}
+
+impl Pipeline {
+    /// Tells the spool how far PostgreSQL is: what lies before that need not be held. What nobody else brings to
+    /// PostgreSQL is brought there.
+    pub(super) async fn trim(&mut self, now: Instant) {
+        let Some(outage) = &mut self.outage else { return };
+        if now < outage.trim_at {
+            return;
+        }
+        outage.trim_at = now + TRIM_INTERVAL;
+        // A failover may have lost it.
+        outage.published = None;
+        outage.end_of_strays().await;
+        self.refresh_held().await;
+        if matches!(self.board.lock().database, DatabaseState::Down { .. }) {
+            return;
+        }
+        let Some(outage) = &self.outage else { return };
+        let held: Vec<PartitionRanges> = outage.held.values().cloned().collect();
+        let mut drained = Vec::new();
+        if !held.is_empty()
+            && let Some(seen) = self.look_up(&held).await
+        {
+            self.say_gaps(&seen);
+            drained = self.drained_positions(&seen);
+            self.start_strays(&held, seen, now);
+        }
+        self.mark_drained(drained).await;
+        self.publish_ranges().await;
+    }
+
+    async fn look_up(&mut self, held: &[PartitionRanges]) -> Option<Seen> {
+        let mut session = self.take_session().await?;
+        let group = Arc::clone(&self.settings.store.group);
+        match tokio::time::timeout(RELEASE_TIMEOUT, seen(&mut session, &group, held)).await {
+            Ok(Ok(seen)) => {
+                self.session = Some(session);
+                return Some(seen);
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "positions of the spool's partitions can't be read now");
+            }
+            Err(_elapsed) => tracing::debug!("positions of the spool's partitions were not read in time"),
+        }
+        None
+    }
+
+    /// Says once of each gap that the spool holds records of it, and of each partition that has no position.
+    fn say_gaps(&mut self, seen: &Seen) {
+        let Some(outage) = &mut self.outage else { return };
+        for (key, gap) in seen.gaps.iter().flat_map(|(key, gaps)| gaps.iter().map(|gap| (*key, *gap))) {
+            if outage.gaps_said.insert((key, gap)) {
+                tracing::error!(partition = %key, %gap, "the spool holds records that were declared a gap; stop this process and store them: `spool drain --fill-gap --reason WHY`");
+            }
+        }
+        for held in outage.held.values().filter(|held| !seen.positions.contains_key(&held.key)) {
+            if outage.unknown_said.insert(held.key) {
+                tracing::warn!(partition = %held.key, topic = %held.topic, "the spool holds records of a stream without a position in this database; they are kept");
+            }
+        }
+    }
+
+    /// Up to where batches may be dropped: not before those over a gap are set aside.
+    fn drained_positions(&self, seen: &Seen) -> Vec<(StreamPartition, Offset)> {
+        let Some(outage) = &self.outage else { return Vec::new() };
+        let positions = seen.positions.iter().map(|(key, position)| (*key, *position));
+        positions
+            .filter(|(key, _)| seen.gaps.get(key).is_none_or(|gaps| outage.is_aside(key, gaps)))
+            .collect()
+    }
+
+    /// Starts passes over the spool for what no lane drains, if there is such and none is under way.
+    fn start_strays(&mut self, held: &[PartitionRanges], seen: Seen, now: Instant) {
+        let lanes = self.with_lanes();
+        let Some(outage) = &mut self.outage else { return };
+        if outage.strays.is_some() {
+            return;
+        }
+        let gaps: BTreeMap<_, _> =
+            seen.gaps.into_iter().filter(|(key, gaps)| !outage.is_aside(key, gaps)).collect();
+        let holds = |ranges: &PartitionRanges, at: Offset| {
+            ranges.ranges.iter().any(|range| range.start() <= at && at < range.end())
+        };
+        // What is ours is not known yet for a moment.
+        let candidates: Vec<Candidate> = held
+            .iter()
+            .filter(|ranges| now >= outage.strays_from && !lanes.contains(&ranges.key))
+            .filter_map(|ranges| {
+                let position = seen.positions.get(&ranges.key).copied()?;
+                let topic = Arc::clone(&ranges.topic);
+                holds(ranges, position).then_some(Candidate { key: ranges.key, topic, position })
+            })
+            .collect();
+        if gaps.is_empty() && candidates.is_empty() {
+            return;
+        }
+        let settings = (Arc::new(self.settings.rules.clone()), self.settings.limits);
+        let work = StrayWork {
+            strays: Strays::new(Arc::clone(&outage.spool), self.settings.store.clone(), settings),
+            gaps,
+            candidates,
+            properties: self.settings.source.properties.clone(),
+            metrics: Arc::clone(&self.metrics),
+        };
+        outage.strays = Some(tokio::spawn(work.run()));
+    }
+
+    /// The partitions that are a lane's, or will be once their hold is over.
+    fn with_lanes(&self) -> HashSet<StreamPartition> {
+        let board = self.board.lock();
+        let mut lanes: HashSet<StreamPartition> = board.owned.values().map(|owned| owned.key).collect();
+        let Some(outage) = &self.outage else { return lanes };
+        // A topic that was created again is assigned under the same name; the old stream has no lane.
+        let is_ours = |topic: &Arc<str>, partition: Partition| {
+            board.held.iter().any(|(source, hold)| {
+                source.topic == *topic
+                    && source.partition == partition
+                    && hold.code != HoldCode::TopicRecreated
+            })
+        };
+        let held = outage.held.values().filter(|held| is_ours(&held.topic, held.key.partition));
+        lanes.extend(held.map(|held| held.key));
+        lanes
+    }
+}
+
+impl Outage {
+    /// Whether the batches over these gaps are set aside.
+    fn is_aside(&self, key: &StreamPartition, gaps: &[OffsetRange]) -> bool {
+        self.aside.get(key).is_some_and(|done| gaps.iter().all(|gap| done.contains(gap)))
+    }
+
+    /// Takes the result of passes over strays, if they have ended.
+    async fn end_of_strays(&mut self) {
+        if let Some(task) = self.strays.take_if(|task| task.is_finished())
+            && let Ok(aside) = task.await
+        {
+            self.aside.extend(aside);
+        }
+    }
+}
+
+/// What one task does with strays.
+struct StrayWork {
+    strays: Strays,
+    gaps: BTreeMap<StreamPartition, Vec<OffsetRange>>,
+    candidates: Vec<Candidate>,
+    properties: Vec<(String, String)>,
+    metrics: Arc<Metrics>,
+}
+
+impl StrayWork {
+    /// Sets aside, then stores what Kafka has no more. Returns the gaps whose batches are set aside.
+    async fn run(mut self) -> BTreeMap<StreamPartition, Vec<OffsetRange>> {
+        let mut aside = BTreeMap::new();
+        if !self.gaps.is_empty() {
+            let sorting = Sorting { gaps: self.gaps.clone(), ..Sorting::default() };
+            if let Some(report) = self.pass(&sorting).await {
+                aside = sorting.gaps;
+                aside.retain(|key, _| !report.not_aside.contains_key(key));
+            }
+        }
+        if !self.candidates.is_empty() {
+            let (properties, candidates) = (self.properties.clone(), std::mem::take(&mut self.candidates));
+            let asked = tokio::task::spawn_blocking(move || unreadable(&properties, &candidates));
+            let sorting = Sorting { store: asked.await.unwrap_or_default(), ..Sorting::default() };
+            if !sorting.is_empty() {
+                self.pass(&sorting).await;
+            }
+        }
+        self.strays.close().await;
+        aside
+    }
+
+    async fn pass(&mut self, sorting: &Sorting) -> Option<PassReport> {
+        match self.strays.pass(sorting, |_record_count| ()).await {
+            Ok(report) => {
+                self.metrics.spool.set_aside(report.aside_count);
+                report.quarantined.iter().for_each(|_| self.metrics.spool.quarantined());
+                for (key, counts) in &report.counts {
+                    self.metrics.spool.drained(counts.events + counts.duplicates + counts.dead_letters);
+                    tracing::info!(partition = %key, ?counts, "stored from the spool, as kafka has it no more");
+                }
+                for (key, hole) in &report.holes {
+                    tracing::warn!(partition = %key, %hole, "records are missing before what the spool holds");
+                }
+                Some(report)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what the spool holds of others was not stored now; it is tried again");
+                None
+            }
+        }
+    }
+}
+
+async fn seen(session: &mut Session, group: &str, held: &[PartitionRanges]) -> Result<Seen, StoreError> {
+    let keys: BTreeSet<StreamPartition> = held.iter().map(|held| held.key).collect();
+    let claims: Vec<Claim> = keys.iter().map(|key| Claim { key: *key, epoch: Epoch(0) }).collect();
+    let found = session.positions(group, &claims).await?;
+    let mut seen = Seen::default();
+    seen.positions.extend(found.into_iter().map(|(key, position)| (key, position.next)));
+    let ranges = joined(held);
+    for (key, gap) in session.open_gaps(&keys).await? {
+        if ranges.iter().any(|(other, range)| *other == key && overlap(*range, gap)) {
+            seen.gaps.entry(key).or_default().push(gap);
+        }
+    }
+    Ok(seen)
+}
+
+/// The candidates that nobody can read from Kafka any more: deleted there, or the topic is another one, or none. While
+/// Kafka does not answer, none. A hint only: the commit decides.
+fn unreadable(properties: &[(String, String)], candidates: &[Candidate]) -> BTreeSet<StreamPartition> {
+    let mut found = BTreeSet::new();
+    let Ok(mut lookup) = Lookup::new(properties) else { return found };
+    let Ok(topics) = lookup.topics() else { return found };
+    let mut by_topic: BTreeMap<&Arc<str>, Vec<&Candidate>> = BTreeMap::new();
+    for candidate in candidates {
+        by_topic.entry(&candidate.topic).or_default().push(candidate);
+    }
+    for (topic, candidates) in by_topic {
+        let count = topics.iter().find(|(name, _)| **name == **topic).map_or(0, |(_, count)| *count);
+        let is_there = |candidate: &&Candidate| {
+            usize::try_from(candidate.key.partition.0).is_ok_and(|index| index < count)
+        };
+        let (there, gone): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_there);
+        found.extend(gone.iter().map(|candidate| candidate.key));
+        let partitions: Vec<Partition> = there.iter().map(|candidate| candidate.key.partition).collect();
+        let described = lookup.describe_partitions(topic, &partitions);
+        let is_gone = |candidate: &Candidate| {
+            described.get(&candidate.key.partition).and_then(|now| now.as_ref().ok()).is_some_and(|now| {
+                let stream = StreamId::of(&now.cluster_id, topic, now.topic_id);
+                stream != candidate.key.stream || now.low > candidate.position
+            })
+        };
+        found.extend(there.into_iter().filter(|candidate| is_gone(candidate)).map(|candidate| candidate.key));
+    }
+    found
+}
