@@ -1,13 +1,16 @@
 //! `verify`: the account, proven from PostgreSQL and Kafka. Changes nothing.
 
 mod letters;
+mod projections;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use self::letters::Letters;
+use self::projections::Projections;
 use super::ExitStatus;
 use super::table::{Cell, Table, with_thousands};
 use crate::model::position::{Offset, Partition, StreamId, StreamPartition};
@@ -55,6 +58,7 @@ struct Report {
     account: Account,
     kafka: KafkaAnswer,
     letters: Letters,
+    projections: Projections,
     /// By the partition's place in the account.
     findings: Vec<(usize, Finding)>,
 }
@@ -67,12 +71,12 @@ struct Report {
 pub async fn run(
     args: &VerifyArgs,
     store: &StoreSettings,
-    kafka_properties: &[(String, String)],
+    (kafka_properties, log_dir): (&[(String, String)], &Path),
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
     let progress = indicatif::ProgressBar::new_spinner().with_message("counting rows");
     progress.enable_steady_tick(std::time::Duration::from_millis(200));
-    let outcome = report(args, store, kafka_properties).await;
+    let outcome = report(args, store, (kafka_properties, log_dir)).await;
     progress.finish_and_clear();
     let report = match outcome? {
         Ok(report) => report,
@@ -88,7 +92,7 @@ pub async fn run(
     } else {
         report.write_tables(out)?;
     }
-    Ok(if report.findings.is_empty() { ExitStatus::Success } else { ExitStatus::Findings })
+    Ok(if report.is_ok() { ExitStatus::Success } else { ExitStatus::Findings })
 }
 
 fn could_not_verify(
@@ -107,7 +111,7 @@ fn could_not_verify(
 async fn report(
     args: &VerifyArgs,
     store: &StoreSettings,
-    kafka_properties: &[(String, String)],
+    (kafka_properties, log_dir): (&[(String, String)], &Path),
 ) -> anyhow::Result<Result<Report, StoreError>> {
     let scope = AccountScope { group: args.group.clone(), topic: args.topic.clone() };
     let account = match read_account(store, &scope).await {
@@ -132,6 +136,13 @@ async fn report(
         }
     };
     let mut report = Report::new(account, kafka, letters);
+    // Day files are of all groups and topics.
+    if args.group.is_none() && args.topic.is_none() {
+        match Projections::compare(store, log_dir).await {
+            Ok(projections) => report.projections = projections,
+            Err(error) => return Ok(Err(error)),
+        }
+    }
     // A daemon may have read on before Kafka deleted what was still ahead in the snapshot: look again.
     if report.findings.iter().any(|(_, finding)| finding.code == FindingCode::RecordsDeleted) {
         match read_positions(store).await {
@@ -207,7 +218,8 @@ pub(super) fn watermarks(
 
 impl Report {
     fn new(account: Account, kafka: KafkaAnswer, letters: Letters) -> Self {
-        let mut report = Self { account, kafka, letters, findings: Vec::new() };
+        let projections = Projections::default();
+        let mut report = Self { account, kafka, letters, projections, findings: Vec::new() };
         let mut findings = Vec::new();
         for (index, partition) in report.account.partitions.iter().enumerate() {
             findings.extend(partition.findings().into_iter().map(|finding| (index, finding)));
@@ -220,6 +232,10 @@ impl Report {
         }
         report.findings = findings;
         report
+    }
+
+    fn is_ok(&self) -> bool {
+        self.findings.is_empty() && self.projections.is_ok()
     }
 
     /// Takes back that records were deleted unread where the position has moved since.
@@ -299,7 +315,7 @@ impl Report {
             KafkaAnswer::Watermarks(_) => (Some(true), None),
         };
         json!({
-            "ok": self.findings.is_empty(),
+            "ok": self.is_ok(),
             "totals": {
                 "positions": totals.positions, "produced": totals.produced, "events": totals.stored.events,
                 "duplicates": totals.stored.duplicates, "dead_letters": totals.stored.dead_letters,
@@ -307,6 +323,7 @@ impl Report {
                 "absent": totals.absent, "gaps": totals.gaps, "lag": totals.lag,
             },
             "letters": self.letters.to_json(),
+            "projections": self.projections.to_json(),
             "kafka": {"reachable": is_reachable, "reason": reason},
             "partitions": self.account.partitions.iter().map(|p| self.partition_json(p)).collect::<Vec<_>>(),
             "findings": findings,
@@ -371,6 +388,7 @@ impl Report {
         for line in self.letters.lines() {
             writeln!(out, "{line}")?;
         }
+        self.projections.write_to(out)?;
         self.write_notes_and_findings(out)
     }
 

@@ -206,6 +206,25 @@ pub struct SpoolState {
     pub trouble: Option<String>,
 }
 
+/// Where the day files of a sink stand.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProjectionState {
+    /// Offsets that are committed and not written yet, as last seen here.
+    pub waiting_count: u64,
+    /// Since when there are any, on the monotonic clock.
+    pub behind_since: Option<Instant>,
+    /// Why they wait, beyond their turn.
+    pub trouble: Option<String>,
+}
+
+impl ProjectionState {
+    /// How long ago all was written; zero while it is.
+    #[must_use]
+    pub fn lag(&self, now: Instant) -> Duration {
+        self.behind_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+}
+
 /// The board's content.
 #[derive(Debug, Default)]
 pub struct BoardState {
@@ -227,6 +246,8 @@ pub struct BoardState {
     pub relay: RelayState,
     /// Records on the local disk.
     pub spool: SpoolState,
+    /// Day files, by the name of the sink; those that are on.
+    pub projections: BTreeMap<&'static str, ProjectionState>,
     /// From a record's own time to its commit.
     pub latencies: Latencies,
 }

@@ -79,6 +79,8 @@ pub struct Metrics {
     spool_capacity: IntGauge,
     spool_oldest: Gauge,
     spool_stuck: IntGauge,
+    /// Day files.
+    pub projections: ProjectionMetrics,
 }
 
 macro_rules! make {
@@ -101,6 +103,10 @@ macro_rules! make {
         metric
     }};
 }
+
+mod projections;
+
+use projections::ProjectionMetrics;
 
 impl Metrics {
     /// The metrics in a registry of their own, with the process's own (CPU, memory, file descriptors).
@@ -275,6 +281,7 @@ impl Metrics {
                 "spool_stuck",
                 "1 while the spool takes nothing (full, or its disk fails)"
             ),
+            projections: ProjectionMetrics::new(&r)?,
             registry: r,
         })
     }

@@ -28,6 +28,7 @@ mod letter_actions;
 mod merge;
 mod migrate;
 mod partitions;
+mod projections;
 mod session;
 mod sources;
 mod spool_ranges;
@@ -42,6 +43,10 @@ pub use error::StoreError;
 pub use export::EventFilter;
 pub use letter_actions::{LetterCount, LetterFilter, LetterState, LetterStatus, OpenRedrive, PartitionScope};
 pub use migrate::migrate;
+pub use projections::{
+    Adoption, FileRecord, PageEnd, ProjectionFile, ProjectionInstance, ProjectionLag, ProjectionLines,
+    ProjectionWork, Recorded, Segment, SegmentScope, Taken, WorkOrigin, Writer, WriterState,
+};
 pub use session::{Session, SessionPurpose, StoreSettings};
 pub use sources::{NewSource, SourceRow};
 pub use trust::{ActorTrust, TRUST_ACTOR_MAX_COUNT, TRUST_HISTORY_DAY_COUNT, TrustFilter, TrustReport};
