@@ -1,6 +1,7 @@
 //! Builds the daemon from its configuration, starts it, and stops it on SIGTERM or SIGINT.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::Signal;
@@ -17,11 +18,15 @@ use crate::observe::board::Board;
 use crate::observe::{Clock, Metrics};
 use crate::outlet::OutletSettings;
 use crate::pipeline::{Pipeline, PipelineSettings, SpoolSettings};
+use crate::projector::{Home, HomeError, Projector, ProjectorSettings};
 use crate::relay::{Relay, RelaySettings};
 use crate::source::{OffsetReset, SourceSettings};
 use crate::spool::disk::LocalDisk;
 use crate::spool::{self, QuarantinedWhen, Spool, SpoolLimits};
 use crate::store::StoreSettings;
+
+/// How long the last lines of day files may take when the process ends.
+const PROJECTOR_PATIENCE: Duration = Duration::from_secs(2);
 
 /// PostgreSQL as `config` says, under an instance id of this process.
 ///
@@ -127,6 +132,82 @@ fn open_spool(config: &SpoolConfig, instance: Uuid) -> anyhow::Result<Spool> {
     Ok(spool)
 }
 
+/// Takes `LOG_DIR` for day files; `None`: they are off, or it can't be used now, which does not stop ingestion.
+fn open_home(config: &Config) -> anyhow::Result<Option<Home>> {
+    if config.day_files.sinks.is_empty() {
+        return Ok(None);
+    }
+    match Home::open(&config.process.log_dir) {
+        Ok(home) => Ok(Some(home)),
+        Err(error @ HomeError::Held { .. }) => Err(error.into()),
+        // The projector says it, and tries again.
+        Err(HomeError::Failed { .. }) => Ok(None),
+    }
+}
+
+/// The projector at work, which ends after everything else.
+struct ProjectorTask {
+    task: tokio::task::JoinHandle<()>,
+    end: watch::Sender<bool>,
+}
+
+impl ProjectorTask {
+    fn start(
+        config: &Config,
+        store: StoreSettings,
+        home: Option<Home>,
+        (board, metrics, clock): (Board, Arc<Metrics>, Clock),
+    ) -> Self {
+        let settings = ProjectorSettings {
+            store,
+            log_dir: config.process.log_dir.clone(),
+            sinks: config.day_files.sinks.clone(),
+            rules: config.projection.clone(),
+            file_max_len_bytes: u64::try_from(config.day_files.max_len_bytes).unwrap_or(u64::MAX),
+            lag_max: config.day_files.lag_max,
+        };
+        let (end, ends) = watch::channel(false);
+        let projector = Projector::new(settings, board, (metrics, clock));
+        Self { task: tokio::spawn(projector.run(home, ends)), end }
+    }
+
+    /// What was committed last goes to the day files, if there is time; the rest is left to the next start.
+    async fn end(mut self) {
+        self.end.send_replace(true);
+        if tokio::time::timeout(PROJECTOR_PATIENCE, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+/// The spool that `config` asks for, open, under an instance id that goes to `store`.
+fn start_spool(
+    config: &Config,
+    store: &mut StoreSettings,
+    board: &Board,
+) -> anyhow::Result<Option<SpoolSettings>> {
+    let Some(settings) = &config.spool else { return Ok(None) };
+    store.instance = spool::instance_of(&settings.dir).with_context(|| {
+        format!(
+            "use SPOOL_DIR={}; make it writable, name another, or set SPOOL_DIR=off",
+            settings.dir.display()
+        )
+    })?;
+    let spool = open_spool(settings, store.instance)?;
+    // Now under its lock: two first starts at once may both have written an id.
+    if spool::instance_of(&settings.dir)? != store.instance {
+        anyhow::bail!(
+            "another process began in SPOOL_DIR={} at the same time; start again",
+            settings.dir.display()
+        );
+    }
+    let mut board = board.lock();
+    board.spool.is_on = true;
+    board.spool.stats = spool.stats();
+    board.spool.max_len_bytes = u64::try_from(settings.max_len_bytes).unwrap_or(u64::MAX);
+    Ok(Some(SpoolSettings { spool, after: settings.after }))
+}
+
 /// Runs the daemon until it is told to stop.
 ///
 /// # Errors
@@ -145,36 +226,15 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     // A file that may not grow (RLIMIT_FSIZE) is an error of the write, which the spool knows, and not our end.
     let _file_size = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).context("listen for SIGXFSZ")?;
     let mut store = store_settings(config)?;
-    let spool = match &config.spool {
-        Some(settings) => {
-            store.instance = spool::instance_of(&settings.dir).with_context(|| {
-                format!(
-                    "use SPOOL_DIR={}; make it writable, name another, or set SPOOL_DIR=off",
-                    settings.dir.display()
-                )
-            })?;
-            let spool = open_spool(settings, store.instance)?;
-            // Now under its lock: two first starts at once may both have written an id.
-            if spool::instance_of(&settings.dir)? != store.instance {
-                anyhow::bail!(
-                    "another process began in SPOOL_DIR={} at the same time; start again",
-                    settings.dir.display()
-                );
-            }
-            let mut board = board.lock();
-            board.spool.is_on = true;
-            board.spool.stats = spool.stats();
-            board.spool.max_len_bytes = u64::try_from(settings.max_len_bytes).unwrap_or(u64::MAX);
-            Some(SpoolSettings { spool, after: settings.after })
-        }
-        None => None,
-    };
+    // Before the spool, whose directory is inside by default.
+    let home = open_home(config)?;
+    let spool = start_spool(config, &mut store, &board)?;
     let relay = RelaySettings {
         store: store.clone(),
         outlet: outlet_settings(config),
         format: config.letters.format,
     };
-    let settings = pipeline_settings(config, store);
+    let settings = pipeline_settings(config, store.clone());
     let pipeline = Pipeline::start(
         settings,
         board.clone(),
@@ -184,6 +244,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     )?;
     let relay = Relay::new(relay, board.clone(), (Arc::clone(&metrics), clock.clone()));
     let mut relay = tokio::spawn(relay.run(stopped.clone()));
+    let projector =
+        ProjectorTask::start(config, store, home, (board.clone(), Arc::clone(&metrics), clock.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), group = config.kafka.group, %address, "started");
     let http = tokio::spawn(Http::new(board, metrics, clock).serve(listener, stopped));
     let pipeline = pipeline.run();
@@ -203,6 +265,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     http.abort();
     // What it has under way is left to the next leader.
     relay.abort();
+    projector.end().await;
     Ok(outcome?)
 }
 

@@ -6,8 +6,9 @@
 //! | `/livez` | 200 while the poll thread turns; never depends on PostgreSQL |
 //! | `/readyz` | 200 while records are stored or an outage is waited out; 503 before Kafka has answered, while an operator must act, and while stopping |
 //! | `/healthz` | the same as `/livez` |
-//! | `/status` | JSON: guarantee, partitions with epochs, positions and lags, holds, database, spool, relay, totals |
+//! | `/status` | JSON: guarantee, partitions with epochs, positions and lags, holds, database, spool, relay, day files, totals |
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,8 @@ use tokio::sync::watch;
 use crate::model::position::Offset;
 use crate::model::spool::mode::Mode;
 use crate::observe::board::{
-    Board, BoardState, DatabaseState, OwnedPartition, Phase, RelayRole, RelayState, SpoolState,
+    Board, BoardState, DatabaseState, OwnedPartition, Phase, ProjectionState, RelayRole, RelayState,
+    SpoolState,
 };
 use crate::observe::{Clock, LagSample, Metrics};
 
@@ -109,6 +111,7 @@ impl Http {
         self.metrics.set_relay(&board.relay);
         self.metrics.spool.set(&board.spool, self.clock.unix_ms());
         self.metrics.set_retention_loss(board.retention_loss_in_seconds);
+        self.metrics.projections.set(&board.projections, self.clock.monotonic());
         self.metrics.set_state(state);
         self.metrics.set_up(is_database_up, board.is_kafka_reachable == Some(true));
         self.metrics.set_partitions(&owned, board.held.values().map(|hold| hold.code.as_str()));
@@ -151,6 +154,13 @@ impl Http {
             readiness
                 .notes
                 .push(format!("degraded: dead letters wait in postgresql, nothing is lost: {text}"));
+        }
+        for (sink, state) in &board.projections {
+            if let Some(trouble) = &state.trouble {
+                readiness
+                    .notes
+                    .push(format!("degraded: {sink} day files wait, records are stored: {trouble}"));
+            }
         }
         for (source, hold) in &board.held {
             readiness.is_ready &= !hold.code.needs_operator();
@@ -234,6 +244,7 @@ fn status_json(board: &BoardState, now: Instant) -> Value {
         },
         "spool": spool_json(&board.spool),
         "relay": relay_json(&board.relay, now),
+        "projections": projections_json(&board.projections, now),
         "latency_ms": {
             "p50": board.latencies.percentile_ms(50),
             "p99": board.latencies.percentile_ms(99),
@@ -266,6 +277,17 @@ fn spool_json(spool: &SpoolState) -> Value {
         "quarantined_files": spool.stats.quarantined_file_count,
         "trouble": spool.trouble,
     })
+}
+
+fn projections_json(states: &BTreeMap<&'static str, ProjectionState>, now: Instant) -> Value {
+    let state_json = |state: &ProjectionState| {
+        json!({
+            "lag_records": state.waiting_count,
+            "lag_seconds": state.lag(now).as_secs(),
+            "trouble": state.trouble,
+        })
+    };
+    states.iter().map(|(sink, state)| ((*sink).to_owned(), state_json(state))).collect()
 }
 
 fn relay_json(relay: &RelayState, now: Instant) -> Value {

@@ -13,7 +13,7 @@
 //! | 0 | [`model`] |
 //! | 1 | [`config`], `failpoint`, `native`, [`observe`] |
 //! | 2 | [`outlet`], [`source`], [`spool`], [`store`] |
-//! | 3 | [`pipeline`], [`relay`] |
+//! | 3 | [`pipeline`], [`projector`], [`relay`] |
 //! | 4 | [`http`] |
 //! | 5 | [`app`] |
 //! | 6 | [`cli`] |
@@ -28,6 +28,7 @@ mod native;
 pub mod observe;
 pub mod outlet;
 pub mod pipeline;
+pub mod projector;
 pub mod relay;
 pub mod source;
 pub mod spool;

@@ -9,7 +9,7 @@ const ROWS: &[&[&str]] = &[
     &["model"],
     &["config", "failpoint", "native", "observe"],
     &["outlet", "source", "spool", "store"],
-    &["pipeline", "relay"],
+    &["pipeline", "projector", "relay"],
     &["http"],
     &["app"],
     &["cli"],

@@ -10,6 +10,8 @@ pub mod export;
 mod healthcheck;
 pub mod offsets;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
+pub mod projections;
+#[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 pub mod sources;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 pub mod spool;
@@ -65,6 +67,9 @@ enum Command {
     /// Look at the spool, the records that wait on this disk for PostgreSQL; bring them there.
     #[command(subcommand)]
     Spool(spool::SpoolCommand),
+    /// Look at day files (Purview and trust logs), adopt what an instance left that never returns.
+    #[command(subcommand)]
+    Projections(projections::ProjectionsCommand),
     /// Write events as lines for others: Purview logs, trust logs, events, Office 365 records.
     Export(Box<export::ExportArgs>),
     /// Show how far actors are trusted, and how that was on the last days.
@@ -173,12 +178,16 @@ async fn execute(command: Command, config: &Config) -> anyhow::Result<ExitStatus
             let store = app::store_settings(config)?;
             export::run(&args, &store, &config.projection, &mut out).await
         }
+        Command::Projections(command) => {
+            projections::run(&command, &app::store_settings(config)?, &mut out).await
+        }
         Command::Trust(args) => trust::run(&args, &app::store_settings(config)?, &mut out).await,
         Command::Sources(command) => sources::run(&command, &app::store_settings(config)?, &mut out).await,
         Command::Verify(args) => {
             let store = app::store_settings(config)?;
-            let dir = config.spool.as_ref().map(|spool| spool.dir.as_path());
-            verify::run(&args, &store, (&config.kafka.connection_properties(), dir), &mut out).await
+            let kafka = config.kafka.connection_properties();
+            let spool_dir = config.spool.as_ref().map(|spool| spool.dir.as_path());
+            verify::run(&args, &store, (&kafka, spool_dir, &config.process.log_dir), &mut out).await
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `verify`: the account, proven from PostgreSQL and Kafka. Changes nothing.
 
 mod letters;
+mod projections;
 mod spool;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -10,6 +11,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use self::letters::Letters;
+use self::projections::Projections;
 use self::spool::SpoolView;
 use super::ExitStatus;
 use super::table::{Cell, Table, with_thousands};
@@ -59,9 +61,13 @@ struct Report {
     kafka: KafkaAnswer,
     letters: Letters,
     spool: SpoolView,
+    projections: Projections,
     /// By the partition's place in the account.
     findings: Vec<(usize, Finding)>,
 }
+
+/// What the account is compared with: Kafka by its properties, `SPOOL_DIR` unless there is none, `LOG_DIR`.
+pub type Edges<'a> = (&'a [(String, String)], Option<&'a Path>, &'a Path);
 
 /// Verifies the account and writes it to `out`. [`ExitStatus::Findings`] when it does not hold,
 /// [`ExitStatus::Unreachable`] when PostgreSQL can't tell or has nothing in scope; Kafka's silence is only noted.
@@ -71,12 +77,12 @@ struct Report {
 pub async fn run(
     args: &VerifyArgs,
     store: &StoreSettings,
-    (kafka_properties, spool_dir): (&[(String, String)], Option<&Path>),
+    edges: Edges<'_>,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
     let progress = indicatif::ProgressBar::new_spinner().with_message("counting rows");
     progress.enable_steady_tick(std::time::Duration::from_millis(200));
-    let outcome = report(args, store, kafka_properties, spool_dir).await;
+    let outcome = report(args, store, edges).await;
     progress.finish_and_clear();
     let report = match outcome? {
         Ok(report) => report,
@@ -92,7 +98,7 @@ pub async fn run(
     } else {
         report.write_tables(out)?;
     }
-    Ok(if report.findings.is_empty() { ExitStatus::Success } else { ExitStatus::Findings })
+    Ok(if report.is_ok() { ExitStatus::Success } else { ExitStatus::Findings })
 }
 
 fn could_not_verify(
@@ -111,8 +117,7 @@ fn could_not_verify(
 async fn report(
     args: &VerifyArgs,
     store: &StoreSettings,
-    kafka_properties: &[(String, String)],
-    spool_dir: Option<&Path>,
+    (kafka_properties, spool_dir, log_dir): Edges<'_>,
 ) -> anyhow::Result<Result<Report, StoreError>> {
     let scope = AccountScope { group: args.group.clone(), topic: args.topic.clone() };
     let account = match read_account(store, &scope).await {
@@ -141,6 +146,13 @@ async fn report(
         Err(error) => return Ok(Err(error)),
     };
     let mut report = Report::new(account, kafka, (letters, spool));
+    // Day files are of all groups and topics.
+    if args.group.is_none() && args.topic.is_none() {
+        match Projections::compare(store, log_dir).await {
+            Ok(projections) => report.projections = projections,
+            Err(error) => return Ok(Err(error)),
+        }
+    }
     // A daemon may have read on before Kafka deleted what was still ahead in the snapshot: look again.
     if report.findings.iter().any(|(_, finding)| finding.code == FindingCode::RecordsDeleted) {
         match read_positions(store).await {
@@ -216,7 +228,8 @@ pub(super) fn watermarks(
 
 impl Report {
     fn new(account: Account, kafka: KafkaAnswer, (letters, spool): (Letters, SpoolView)) -> Self {
-        let mut report = Self { account, kafka, letters, spool, findings: Vec::new() };
+        let projections = Projections::default();
+        let mut report = Self { account, kafka, letters, spool, projections, findings: Vec::new() };
         let mut findings = Vec::new();
         for (index, partition) in report.account.partitions.iter().enumerate() {
             findings.extend(partition.findings().into_iter().map(|finding| (index, finding)));
@@ -230,6 +243,10 @@ impl Report {
         }
         report.findings = findings;
         report
+    }
+
+    fn is_ok(&self) -> bool {
+        self.findings.is_empty() && self.projections.is_ok()
     }
 
     /// Takes back that records were deleted unread where the position has moved since.
@@ -309,7 +326,7 @@ impl Report {
             KafkaAnswer::Watermarks(_) => (Some(true), None),
         };
         json!({
-            "ok": self.findings.is_empty(),
+            "ok": self.is_ok(),
             "totals": {
                 "positions": totals.positions, "produced": totals.produced, "events": totals.stored.events,
                 "duplicates": totals.stored.duplicates, "dead_letters": totals.stored.dead_letters,
@@ -317,6 +334,7 @@ impl Report {
                 "absent": totals.absent, "gaps": totals.gaps, "lag": totals.lag,
             },
             "letters": self.letters.to_json(), "spool": self.spool.to_json(),
+            "projections": self.projections.to_json(),
             "kafka": {"reachable": is_reachable, "reason": reason},
             "partitions": self.account.partitions.iter().map(|p| self.partition_json(p)).collect::<Vec<_>>(),
             "findings": findings,
@@ -381,6 +399,7 @@ impl Report {
         for line in self.letters.lines().into_iter().chain(self.spool.lines()) {
             writeln!(out, "{line}")?;
         }
+        self.projections.write_to(out)?;
         self.write_notes_and_findings(out)
     }
 

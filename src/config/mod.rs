@@ -15,6 +15,7 @@ use std::time::Duration;
 
 pub use kafka::{KafkaConfig, TopicSelection};
 pub use parse::Secret;
+pub use projection::DayFileConfig;
 pub use settings::Settings;
 
 use crate::model::breaker::BreakerRule;
@@ -68,6 +69,8 @@ pub struct Config {
     pub spool: Option<SpoolConfig>,
     /// Lines for others: `PURVIEW_RESOURCE_ID`, `PURVIEW_CATEGORY`, `PURVIEW_IDENTITY` and `PURVIEW_DOMAIN`.
     pub projection: ProjectionRules,
+    /// Day files.
+    pub day_files: DayFileConfig,
     /// The process itself.
     pub process: ProcessConfig,
     shown: Vec<ShownSetting>,
@@ -237,6 +240,7 @@ impl Config {
             },
             spool: Self::spool(settings, &mut reader),
             projection: projection::read(settings, &mut reader),
+            day_files: projection::day_files(settings, &mut reader),
             process: Self::process(settings, &mut reader),
             shown: Vec::new(),
         };

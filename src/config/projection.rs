@@ -1,8 +1,37 @@
 //! The settings of lines for others.
 
+use std::time::Duration;
+
 use super::parse::Reader;
 use super::settings::Settings;
-use crate::model::projection::{IdentityForm, ProjectionRules};
+use crate::model::projection::{DaySink, IdentityForm, ProjectionRules};
+
+/// Which day files are written, and how.
+#[derive(Debug, Clone)]
+pub struct DayFileConfig {
+    /// `PURVIEW_LOG` and `TRUST_LOG`: those that are on.
+    pub sinks: Vec<DaySink>,
+    /// `DAY_FILE_MAX_BYTES`; 0: a file has no limit.
+    pub max_len_bytes: usize,
+    /// `PROJECT_LAG_MAX_MS`.
+    pub lag_max: Duration,
+}
+
+pub(super) fn day_files(settings: &Settings, reader: &mut Reader) -> DayFileConfig {
+    let words = [("on", true), ("off", false)];
+    let mut sinks = Vec::new();
+    if reader.one_of("PURVIEW_LOG", &settings.purview_log, "on", &words) {
+        sinks.push(DaySink::Purview);
+    }
+    if reader.one_of("TRUST_LOG", &settings.trust_log, "on", &words) {
+        sinks.push(DaySink::Trust);
+    }
+    DayFileConfig {
+        sinks,
+        max_len_bytes: reader.bytes("DAY_FILE_MAX_BYTES", &settings.day_file_max_bytes, "0", 0..=1 << 50),
+        lag_max: reader.millis("PROJECT_LAG_MAX_MS", &settings.project_lag_max_ms, "60000", 0..=86_400_000),
+    }
+}
 
 pub(super) fn read(settings: &Settings, reader: &mut Reader) -> ProjectionRules {
     ProjectionRules {

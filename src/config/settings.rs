@@ -91,6 +91,18 @@ pub struct Settings {
     /// What stands behind <actor>@ in exports [default: local]
     #[arg(long, global = true, env = "PURVIEW_DOMAIN", value_name = "DOMAIN", hide_env_values = true)]
     pub purview_domain: Option<String>,
+    /// Write committed events as Purview logs to LOG_DIR/purview/audit_YYYYMMDD.jsonl [default: on]
+    #[arg(long, global = true, env = "PURVIEW_LOG", value_name = "on|off", hide_env_values = true)]
+    pub purview_log: Option<String>,
+    /// Write committed events as trust lines to LOG_DIR/trust/trust_YYYYMMDD.jsonl [default: on]
+    #[arg(long, global = true, env = "TRUST_LOG", value_name = "on|off", hide_env_values = true)]
+    pub trust_log: Option<String>,
+    /// The length at which a day's next file begins (audit_YYYYMMDD.1.jsonl, ..); 0: never [default: 0]
+    #[arg(long, global = true, env = "DAY_FILE_MAX_BYTES", value_name = "BYTES", hide_env_values = true)]
+    pub day_file_max_bytes: Option<String>,
+    /// How long lines of day files wait while records are behind in Kafka [default: 60000]
+    #[arg(long, global = true, env = "PROJECT_LAG_MAX_MS", value_name = "MS", hide_env_values = true)]
+    pub project_lag_max_ms: Option<String>,
     /// How long a time partition of events is; used by migrate [default: month]
     #[arg(
         long,

@@ -51,6 +51,12 @@ impl UtcDay {
         Self(time.0.div_euclid(Self::LEN_MICROS))
     }
 
+    /// The day after it.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
     /// The day's first moment in microseconds since the Unix epoch.
     #[must_use]
     pub const fn start_unix_micros(self) -> i64 {

@@ -23,6 +23,7 @@
 //! So no two keys meet and none shadows ours, and reading back is taking one `metadata.` away from what is ours
 //! behind it. Metadata that is no object (a row inserted by hand) stands whole under `metadata`.
 
+mod day_file;
 mod event;
 mod jsonb;
 mod line;
@@ -32,6 +33,8 @@ mod purview;
 mod tests;
 
 use uuid::Uuid;
+
+pub use self::day_file::{DayFile, DaySink};
 
 use self::line::Line;
 use super::event::{Status, Timestamp};

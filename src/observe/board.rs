@@ -210,6 +210,25 @@ pub struct SpoolState {
     pub full_in_seconds: Option<f64>,
 }
 
+/// Where the day files of a sink stand.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProjectionState {
+    /// Offsets that are committed and not written yet, as last seen here.
+    pub waiting_count: u64,
+    /// Since when there are any, on the monotonic clock.
+    pub behind_since: Option<Instant>,
+    /// Why they wait, beyond their turn.
+    pub trouble: Option<String>,
+}
+
+impl ProjectionState {
+    /// How long ago all was written; zero while it is.
+    #[must_use]
+    pub fn lag(&self, now: Instant) -> Duration {
+        self.behind_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+}
+
 /// The board's content.
 #[derive(Debug, Default)]
 pub struct BoardState {
@@ -231,6 +250,8 @@ pub struct BoardState {
     pub relay: RelayState,
     /// Records on the local disk.
     pub spool: SpoolState,
+    /// Day files, by the name of the sink; those that are on.
+    pub projections: BTreeMap<&'static str, ProjectionState>,
     /// From a record's own time to its commit.
     pub latencies: Latencies,
     /// When Kafka deletes a record that is neither in PostgreSQL nor in the spool, at the present rate.

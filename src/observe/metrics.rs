@@ -74,6 +74,8 @@ pub struct Metrics {
     relay_stuck: IntGauge,
     relay_failures: IntCounterVec,
     breakers_opened: IntCounter,
+    /// Day files.
+    pub projections: ProjectionMetrics,
 }
 
 macro_rules! make {
@@ -97,8 +99,10 @@ macro_rules! make {
     }};
 }
 
+mod projections;
 mod spool;
 
+use projections::ProjectionMetrics;
 use spool::SpoolMetrics;
 
 impl Metrics {
@@ -253,6 +257,7 @@ impl Metrics {
                 "Partitions stopped as too many of their records were dead letters"
             ),
             spool: SpoolMetrics::new(&r)?,
+            projections: ProjectionMetrics::new(&r)?,
             registry: r,
         })
     }

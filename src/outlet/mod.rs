@@ -1,5 +1,5 @@
-//! What leaves for Kafka: dead letters to `<topic>.dlq`, redriven records to their source topic; and reading them
-//! back.
+//! What leaves: for Kafka, dead letters to `<topic>.dlq` and redriven records to their source topic, and reading them
+//! back; for log shippers, day files ([`day_files`], which tells its own promises).
 //!
 //! Promises: records are sent in Kafka transactions only, by a producer that fences every earlier one of the same
 //! `transactional.id` before anything is read that it will rely on. What [`Producer::transact`] returned was
@@ -10,6 +10,7 @@
 //!
 //! Everything blocks: an async caller calls from `spawn_blocking`.
 
+pub mod day_files;
 mod producer;
 mod reader;
 mod topics;

@@ -29,6 +29,7 @@ mod letter_actions;
 mod merge;
 mod migrate;
 mod partitions;
+mod projections;
 mod session;
 mod sources;
 mod spool_ranges;
@@ -44,6 +45,10 @@ pub use export::EventFilter;
 pub use gaps::{GapAnswer, GapDeclaration};
 pub use letter_actions::{LetterCount, LetterFilter, LetterState, LetterStatus, OpenRedrive, PartitionScope};
 pub use migrate::migrate;
+pub use projections::{
+    Adoption, FileRecord, PageEnd, ProjectionFile, ProjectionInstance, ProjectionLag, ProjectionLines,
+    ProjectionWork, Recorded, Segment, SegmentScope, Taken, WorkOrigin, Writer, WriterState,
+};
 pub use session::{Session, SessionPurpose, StoreSettings};
 pub use sources::{NewSource, SourceRow};
 pub use spool_ranges::SpoolHolder;

@@ -87,6 +87,8 @@ pub enum SessionPurpose {
     Claim,
     /// Relays dead letters.
     Relay,
+    /// Writes day files.
+    Projector,
     /// Serves an operator's command.
     Operator,
 }
@@ -100,6 +102,7 @@ impl SessionPurpose {
             Self::Lane => "audit-consumer/lane",
             Self::Claim => "audit-consumer/claim",
             Self::Relay => "audit-consumer/relay",
+            Self::Projector => "audit-consumer/projector",
             Self::Operator => "audit-consumer/operator",
         }
     }

@@ -79,7 +79,7 @@ fn folder(scene: &Scene) -> std::path::PathBuf {
 }
 
 /// The validator of a schema of `deploy/schemas`, formats asserted.
-fn validator(name: &str) -> jsonschema::Validator {
+pub(crate) fn validator(name: &str) -> jsonschema::Validator {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/schemas").join(name);
     let schema: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     jsonschema::draft202012::options().should_validate_formats(true).build(&schema).unwrap()

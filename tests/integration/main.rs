@@ -19,6 +19,7 @@ mod export;
 mod letters;
 mod operator;
 mod outage;
+mod projections;
 mod rebalance;
 mod records;
 mod redrive;

@@ -163,6 +163,8 @@ impl Scene {
                 ("KAFKA_SESSION_TIMEOUT_MS", "6000"),
                 // Tests that need it set a directory.
                 ("SPOOL_DIR", "off"),
+                ("PURVIEW_LOG", "off"),
+                ("TRUST_LOG", "off"),
             ]
             .map(|(key, value)| (key.to_owned(), value.to_owned())),
         );
