@@ -38,6 +38,22 @@ pub fn outlet_settings(config: &Config) -> OutletSettings {
     OutletSettings::new(config.kafka.connection_properties(), &config.kafka.group)
 }
 
+/// How events are decoded, as `config` says.
+#[must_use]
+pub fn decode_rules(config: &Config) -> DecodeRules {
+    DecodeRules {
+        tenant_id: config.event.tenant_id.clone(),
+        assume_utc: if config.event.assume_utc { AssumeUtc::Yes } else { AssumeUtc::No },
+        payload_max_len_bytes: config.event.payload_max_len_bytes,
+    }
+}
+
+/// When a batch closes, as `config` says.
+#[must_use]
+pub const fn batch_limits(config: &Config) -> BatchLimits {
+    BatchLimits { record_count: config.batch.record_count, len_bytes: config.batch.len_bytes }
+}
+
 fn pipeline_settings(config: &Config, store: StoreSettings) -> PipelineSettings {
     PipelineSettings {
         store,
@@ -47,12 +63,8 @@ fn pipeline_settings(config: &Config, store: StoreSettings) -> PipelineSettings 
             reset: if config.kafka.starts_at_end { OffsetReset::Latest } else { OffsetReset::Earliest },
             wants_mirror: Arc::default(),
         },
-        rules: DecodeRules {
-            tenant_id: config.event.tenant_id.clone(),
-            assume_utc: if config.event.assume_utc { AssumeUtc::Yes } else { AssumeUtc::No },
-            payload_max_len_bytes: config.event.payload_max_len_bytes,
-        },
-        limits: BatchLimits { record_count: config.batch.record_count, len_bytes: config.batch.len_bytes },
+        rules: decode_rules(config),
+        limits: batch_limits(config),
         linger: config.batch.linger,
         lane_count: config.batch.lane_count,
         verify_interval: config.database.verify_interval,

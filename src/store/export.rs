@@ -22,6 +22,12 @@ use crate::model::projection::EventRow;
 /// The time 2000-01-01T00:00:00Z, from which PostgreSQL counts, in Unix microseconds.
 const POSTGRES_EPOCH_UNIX_MICROS: i64 = 946_684_800_000_000;
 
+/// The columns that [`event_row`] reads, of `events`.
+pub(super) const EVENT_ROW_COLUMNS: &str = "audit_id, correlation_id, timestamp, operation, command, args, actor, \
+    status, duration_ms, result_signature, client_app, host(caller_ip_address) AS caller_ip_address, federated_source, \
+    query_intent, bypass_llm, trust_score::text AS trust_score, purview_compatible, metadata::text AS metadata, \
+    schema_version, tenant_id, extra::text AS extra";
+
 /// Which events; each part that is not given takes all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventFilter {
@@ -120,11 +126,7 @@ async fn read_window<E: From<StoreError>>(
     visit: &mut impl FnMut(&EventRow<'_>) -> Result<(), E>,
 ) -> Result<u64, E> {
     let sql = format!(
-        "SELECT audit_id, correlation_id, timestamp, operation, command, args, actor, status, duration_ms, \
-                result_signature, client_app, host(caller_ip_address) AS caller_ip_address, federated_source, \
-                query_intent, bypass_llm, trust_score::text AS trust_score, purview_compatible, \
-                metadata::text AS metadata, schema_version, tenant_id, extra::text AS extra \
-           FROM audit_events.{} \
+        "SELECT {EVENT_ROW_COLUMNS} FROM audit_events.{} \
           WHERE ($1::timestamptz IS NULL OR timestamp >= $1) AND ($2::timestamptz IS NULL OR timestamp < $2) \
             AND ($3::text IS NULL OR tenant_id = $3) AND ($4::text IS NULL OR actor = $4) \
             AND ($5::text IS NULL OR operation = $5) AND ($6::uuid IS NULL OR correlation_id = $6) \
@@ -151,7 +153,7 @@ async fn read_window<E: From<StoreError>>(
     Ok(event_count)
 }
 
-fn event_row(row: &PgRow) -> Result<EventRow<'_>, StoreError> {
+pub(super) fn event_row(row: &PgRow) -> Result<EventRow<'_>, StoreError> {
     let audit_id: Uuid = row.try_get("audit_id")?;
     let status: &str = row.try_get("status")?;
     let broken = |what: &str| StoreError::Broken(format!("the event {audit_id} in the table has {what}"));
@@ -192,7 +194,7 @@ fn timestamp(row: &PgRow) -> Result<Option<Timestamp>, StoreError> {
     Ok(unix_micros.and_then(Timestamp::from_unix_micros))
 }
 
-fn moment(time: Timestamp) -> Result<DateTime<Utc>, StoreError> {
+pub(super) fn moment(time: Timestamp) -> Result<DateTime<Utc>, StoreError> {
     DateTime::from_timestamp_micros(time.as_unix_micros())
         .ok_or_else(|| StoreError::Broken(format!("chrono does not know the time {time}")))
 }
