@@ -44,7 +44,7 @@ pub fn outlet_settings(config: &Config) -> OutletSettings {
     OutletSettings::new(config.kafka.connection_properties(), &config.kafka.group)
 }
 
-/// How events are read, as `config` says.
+/// How events are decoded, as `config` says.
 #[must_use]
 pub fn decode_rules(config: &Config) -> DecodeRules {
     DecodeRules {
@@ -54,7 +54,7 @@ pub fn decode_rules(config: &Config) -> DecodeRules {
     }
 }
 
-/// When a batch closes by size, as `config` says.
+/// When a batch closes, as `config` says.
 #[must_use]
 pub const fn batch_limits(config: &Config) -> BatchLimits {
     BatchLimits { record_count: config.batch.record_count, len_bytes: config.batch.len_bytes }

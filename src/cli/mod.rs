@@ -8,6 +8,10 @@ mod emit;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 pub mod export;
 mod healthcheck;
+#[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
+pub mod import;
+#[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
+pub mod migrate;
 pub mod offsets;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 pub mod projections;
@@ -26,8 +30,8 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, LogFormat, Settings};
 use crate::observe::Traces;
-use crate::store::{SessionPurpose, StoreError};
-use crate::{app, observe, store};
+use crate::store::StoreError;
+use crate::{app, observe};
 
 /// Exactly-once stream processor for compliance audit events, from Kafka to PostgreSQL.
 ///
@@ -51,7 +55,9 @@ enum Command {
     /// Consume, until SIGTERM or SIGINT (the default).
     Run,
     /// Bring the database's schema to this version and make the time partitions ahead.
-    Migrate,
+    Migrate(migrate::MigrateArgs),
+    /// Take over what the predecessor left: its table, its Purview and trust files.
+    Import(import::ImportArgs),
     /// Show the configuration in effect, try the connections, and say what is guaranteed.
     Check,
     /// Send events to Kafka: from standard input, or generated for load.
@@ -161,7 +167,19 @@ async fn execute(command: Command, config: &Config) -> anyhow::Result<ExitStatus
     let mut out = std::io::stdout();
     match command {
         Command::Run => app::run(config).await.map(|()| ExitStatus::Success),
-        Command::Migrate => migrate(config, &mut out).await,
+        Command::Migrate(args) => {
+            let interval = config.database.partition_interval;
+            migrate::run(&args, &app::store_settings(config)?, interval, &mut out).await
+        }
+        Command::Import(args) => {
+            let settings = import::ImportSettings {
+                store: app::store_settings(config)?,
+                rules: app::decode_rules(config),
+                limits: app::batch_limits(config),
+                work_deadline: config.database.statement_timeout + import::WORK_MARGIN,
+            };
+            import::run(&args, &settings, &mut out).await
+        }
         Command::Check => check::run(config, &mut out).await,
         Command::Emit(args) => tokio::task::block_in_place(|| emit::run(&args, config, &mut out)),
         Command::Healthcheck => healthcheck::run(config).await,
@@ -190,19 +208,6 @@ async fn execute(command: Command, config: &Config) -> anyhow::Result<ExitStatus
             verify::run(&args, &store, (&kafka, spool_dir, &config.process.log_dir), &mut out).await
         }
     }
-}
-
-async fn migrate(config: &Config, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
-    let store = app::store_settings(config)?;
-    let mut session = store.connect(SessionPurpose::Operator).await?;
-    store::migrate(&mut session, config.database.partition_interval).await?;
-    session.close().await;
-    writeln!(
-        out,
-        "the schema audit_events is up to date; time partitions are made by {}",
-        config.database.partition_interval
-    )?;
-    Ok(ExitStatus::Success)
 }
 
 /// One line on standard error; if that is gone there is nobody to tell.

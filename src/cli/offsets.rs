@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::ExitStatus;
 use super::table::{Cell, Table, with_thousands};
 use super::verify::watermarks;
-use crate::model::position::{Offset, Partition, StreamPartition};
+use crate::model::position::{Offset, Partition, StreamPartition, is_import};
 use crate::source::{Lookup, LookupError};
 use crate::store::{
     GapAnswer, GapDeclaration, OffsetRow, Session, SessionPurpose, SpoolHolder, StoreError, StoreSettings,
@@ -121,7 +121,7 @@ async fn list(args: &ListArgs, edges: Edges<'_>, out: &mut dyn Write) -> anyhow:
     let (streams, offsets) = (session.streams().await?, session.offset_rows().await?);
     session.close().await;
     let mut sources: BTreeMap<String, HashSet<StreamPartition>> = BTreeMap::new();
-    for row in offsets.iter().filter(|row| !row.is_retired) {
+    for row in offsets.iter().filter(|row| !row.is_retired && !is_import(&row.topic)) {
         sources.entry(row.topic.clone()).or_default().insert(row.key);
     }
     let asked = edges

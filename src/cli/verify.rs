@@ -15,7 +15,7 @@ use self::projections::Projections;
 use self::spool::SpoolView;
 use super::ExitStatus;
 use super::table::{Cell, Table, with_thousands};
-use crate::model::position::{Offset, Partition, StreamId, StreamPartition};
+use crate::model::position::{Offset, Partition, StreamId, StreamPartition, is_import};
 use crate::outlet::OutletSettings;
 use crate::source::Lookup;
 use crate::store::{
@@ -177,11 +177,11 @@ async fn read_positions(store: &StoreSettings) -> Result<HashMap<StreamPartition
     Ok(rows.into_iter().map(|row| (row.key, row.next)).collect())
 }
 
-/// The partitions with a position of streams that are in use, by topic.
+/// The partitions with a position of streams that are in use and have a topic, by topic.
 fn sources_of(account: &Account) -> BTreeMap<String, HashSet<StreamPartition>> {
     let mut sources: BTreeMap<String, HashSet<StreamPartition>> = BTreeMap::new();
     for partition in &account.partitions {
-        if partition.position.is_some() && !partition.is_retired {
+        if partition.position.is_some() && !partition.is_retired && !is_import(&partition.topic) {
             sources.entry(partition.topic.clone()).or_default().insert(partition.key);
         }
     }
@@ -269,8 +269,11 @@ impl Report {
         answers.get(&partition.key)?.as_ref().ok().copied()
     }
 
-    /// Why a partition could not be compared with Kafka, when the others could.
+    /// Why a partition was not compared with Kafka, when the others were.
     fn note(&self, partition: &PartitionAccount) -> Option<&str> {
+        if is_import(&partition.topic) {
+            return Some("an import has no topic in kafka");
+        }
         let KafkaAnswer::Watermarks(answers) = &self.kafka else { return None };
         answers.get(&partition.key)?.as_ref().err().map(String::as_str)
     }
@@ -404,7 +407,11 @@ impl Report {
     }
 
     fn write_notes_and_findings(&self, out: &mut dyn Write) -> anyhow::Result<()> {
-        for partition in &self.account.partitions {
+        let imports = self.account.partitions.iter().filter(|partition| is_import(&partition.topic)).count();
+        if imports > 0 {
+            writeln!(out, "imports, which have no topic in kafka to be compared with: {imports}")?;
+        }
+        for partition in self.account.partitions.iter().filter(|partition| !is_import(&partition.topic)) {
             if let Some(note) = self.note(partition) {
                 writeln!(out, "not compared with kafka: {}: {note}", name_of(partition))?;
             }

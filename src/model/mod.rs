@@ -1,5 +1,5 @@
 //! The pure core: positions, decoding, events, batches, dead letters, spool lines, lines for
-//! others, retry policy.
+//! others, what the predecessor left, retry policy.
 //!
 //! Promises: every function is total and depends on its arguments alone. Never here: tokio, rdkafka, sqlx,
 //! the file system, the environment, a clock, randomness, tracing (`tests/architecture.rs` keeps this).
@@ -13,6 +13,7 @@ pub mod decode;
 pub mod event;
 pub mod forecast;
 mod json;
+pub mod legacy;
 pub mod position;
 pub mod projection;
 pub mod record;

@@ -75,6 +75,15 @@ pub struct StreamId(pub Uuid);
 /// The namespace of stream ids: `UUIDv5(DNS, "stream.audit-consumer")`, fixed for ever.
 const STREAM_NAMESPACE: Uuid = Uuid::from_u128(0x7cef_67fd_0c59_55c5_80e3_87ef_dff9_c1d8);
 
+/// What the names of imports begin with. No topic of Kafka can be named so: a topic's name holds no colon.
+pub const IMPORT_PREFIX: &str = "import:";
+
+/// Whether `topic` names an import: a stream that comes from a table or a file, and has no topic in Kafka.
+#[must_use]
+pub fn is_import(topic: &str) -> bool {
+    topic.starts_with(IMPORT_PREFIX)
+}
+
 impl StreamId {
     /// The id of (cluster id, topic, topic id): a `UUIDv5` (RFC 9562), so that it can be computed without PostgreSQL.
     /// The parts are joined by a line feed, which none of them can hold.

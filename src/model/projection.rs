@@ -37,6 +37,7 @@ use uuid::Uuid;
 pub use self::day_file::{DayFile, DaySink};
 
 use self::line::Line;
+pub(in crate::model) use self::purview::{METADATA_PREFIX, PROPERTY_NAMES, is_taken};
 use super::event::{Status, Timestamp};
 
 /// An event as `audit_events.events` holds it, as far as lines need it.

@@ -138,7 +138,7 @@ impl Session {
         Ok(())
     }
 
-    /// The streams of `group` with dead letters that wait, oldest stream first.
+    /// The streams of `group` with dead letters that wait, oldest stream first. Those of imports have no topic to go to.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -150,7 +150,7 @@ impl Session {
                                     FILTER (WHERE a.details ? 'from_group'), '{}') AS former_groups \
                       FROM audit_events.offset_actions AS a \
                      WHERE a.stream_id = s.stream_id AND a.action = 'adopt_from_group') AS h \
-              WHERE s.group_id = $1 AND EXISTS ( \
+              WHERE s.group_id = $1 AND NOT starts_with(s.topic, 'import:') AND EXISTS ( \
                     SELECT FROM audit_events.dead_letters AS d \
                      WHERE d.stream_id = s.stream_id AND d.relayed_at IS NULL) \
               ORDER BY s.created_at, s.stream_id",

@@ -22,11 +22,11 @@ use crate::model::projection::EventRow;
 /// The time 2000-01-01T00:00:00Z, from which PostgreSQL counts, in Unix microseconds.
 const POSTGRES_EPOCH_UNIX_MICROS: i64 = 946_684_800_000_000;
 
-/// The columns that [`event_row`] reads.
-pub(super) const EVENT_ROW_COLUMNS: &str = "audit_id, correlation_id, timestamp, operation, command, args, actor, status, duration_ms, \
-    result_signature, client_app, host(caller_ip_address) AS caller_ip_address, federated_source, query_intent, \
-    bypass_llm, trust_score::text AS trust_score, purview_compatible, metadata::text AS metadata, schema_version, \
-    tenant_id, extra::text AS extra";
+/// The columns that [`event_row`] reads, of `events`.
+pub(super) const EVENT_ROW_COLUMNS: &str = "audit_id, correlation_id, timestamp, operation, command, args, actor, \
+    status, duration_ms, result_signature, client_app, host(caller_ip_address) AS caller_ip_address, federated_source, \
+    query_intent, bypass_llm, trust_score::text AS trust_score, purview_compatible, metadata::text AS metadata, \
+    schema_version, tenant_id, extra::text AS extra";
 
 /// Which events; each part that is not given takes all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -195,7 +195,7 @@ fn timestamp(row: &PgRow) -> Result<Option<Timestamp>, StoreError> {
     Ok(unix_micros.and_then(Timestamp::from_unix_micros))
 }
 
-fn moment(time: Timestamp) -> Result<DateTime<Utc>, StoreError> {
+pub(super) fn moment(time: Timestamp) -> Result<DateTime<Utc>, StoreError> {
     DateTime::from_timestamp_micros(time.as_unix_micros())
         .ok_or_else(|| StoreError::Broken(format!("chrono does not know the time {time}")))
 }

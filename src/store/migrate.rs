@@ -25,6 +25,20 @@ pub async fn migrate(session: &mut Session, interval: &str) -> Result<(), StoreE
     session.ensure_partitions_ahead().await
 }
 
+/// The names in the schema `audit_events` that the migrations speak of: whatever they make, and more.
+pub(super) fn names_in_schema() -> Vec<String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut names: Vec<String> = MIGRATIONS
+        .iter()
+        .flat_map(|migration| migration.sql.as_str().split("audit_events.").skip(1))
+        .filter_map(|rest| rest.split(|c| !is_name(c)).next())
+        .map(str::to_owned)
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
 impl Session {
     /// Makes the partitions of the months ahead.
     ///

@@ -25,6 +25,8 @@ mod dead_letters;
 mod error;
 mod export;
 mod gaps;
+mod import;
+mod legacy;
 mod letter_actions;
 mod merge;
 mod migrate;
@@ -43,6 +45,8 @@ pub use dead_letters::{Backlog, LETTER_MAX_COUNT, Relayed, WaitingStream};
 pub use error::StoreError;
 pub use export::EventFilter;
 pub use gaps::{GapAnswer, GapDeclaration};
+pub use import::{IMPORT_GROUP, ImportSource, TableError};
+pub use legacy::{AdoptedSchema, ForeignObject};
 pub use letter_actions::{LetterCount, LetterFilter, LetterState, LetterStatus, OpenRedrive, PartitionScope};
 pub use migrate::migrate;
 pub use projections::{

@@ -16,6 +16,7 @@ mod account;
 mod broker;
 mod crash;
 mod export;
+mod legacy;
 mod letters;
 mod operator;
 mod outage;

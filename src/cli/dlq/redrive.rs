@@ -17,7 +17,7 @@ use crate::cli::ExitStatus;
 use crate::cli::table::{Table, with_thousands};
 use crate::failpoint;
 use crate::model::dead_letter::{ATTEMPT_MAX, DeadLetterId, DeadLetterRow, OutgoingRecord};
-use crate::model::position::{Offset, Partition};
+use crate::model::position::{Offset, Partition, is_import};
 use crate::outlet::{OutletError, OutletSettings, Producer, Purpose, Reader, Topic, Topics};
 use crate::store::{LetterFilter, OpenRedrive, Session, StoreSettings};
 
@@ -114,6 +114,14 @@ pub(super) async fn run(
         Err(reason) => return refuse(out, &reason),
     };
     let chosen = session.count_letters(&store.group, &filter).await?;
+    if let Some(import) = chosen.iter().find(|count| is_import(&count.topic)) {
+        session.close().await;
+        let reason = format!(
+            "{} has no topic that a record could go back to; mend a copy of the source and import that, or discard them",
+            import.topic
+        );
+        return refuse(out, &reason);
+    }
     let open = session.open_redrives(&store.group).await?;
     let mut sources: Vec<String> = chosen.iter().map(|count| count.topic.clone()).collect();
     sources.extend(open.iter().filter_map(topic_of));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_json::{Value, json};
 
 use crate::model::dead_letter::{LetterName, TOPIC_SUFFIX};
-use crate::model::position::{Offset, StreamId, StreamPartition};
+use crate::model::position::{Offset, StreamId, StreamPartition, is_import};
 use crate::outlet::{Extent, OutletError, OutletSettings, Placement, Reader, Topics};
 use crate::store::{Account, Finding, FindingCode, Relayed, SessionPurpose, StoreError, StoreSettings};
 
@@ -44,7 +44,7 @@ struct Content {
 }
 
 impl Letters {
-    /// Compares the topics of the account's partitions that have dead letters.
+    /// Compares the topics of the account's partitions that have dead letters; those of imports stay in the table.
     ///
     /// # Errors
     /// PostgreSQL's. Kafka's silence is noted with each topic.
@@ -54,8 +54,8 @@ impl Letters {
         outlet: &OutletSettings,
     ) -> anyhow::Result<Result<Self, StoreError>> {
         let mut streams: BTreeMap<String, HashSet<StreamId>> = BTreeMap::new();
-        for partition in account.partitions.iter().filter(|partition| partition.stored.rows.dead_letters > 0)
-        {
+        let with_letters = account.partitions.iter().filter(|p| p.stored.rows.dead_letters > 0);
+        for partition in with_letters.filter(|partition| !is_import(&partition.topic)) {
             streams.entry(partition.topic.clone()).or_default().insert(partition.key.stream);
         }
         let mut letters = Self::default();

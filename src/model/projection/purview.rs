@@ -24,7 +24,7 @@ pub(super) const COLUMNS: &[&str] = &[
 ];
 
 /// Our own keys in `properties`; `migrations/003_exports.sql` lists the same.
-pub(super) const PROPERTY_NAMES: &[&str] = &[
+pub(in crate::model) const PROPERTY_NAMES: &[&str] = &[
     "resource",
     "command",
     "args",
@@ -39,7 +39,7 @@ pub(super) const PROPERTY_NAMES: &[&str] = &[
 ];
 
 /// What is put before a key of metadata that would be taken for one of ours.
-const METADATA_PREFIX: &str = "metadata.";
+pub(in crate::model) const METADATA_PREFIX: &str = "metadata.";
 
 /// The claim that names a user (WS-Federation, "UPN Claim").
 const CLAIM_TYPE: &str = "http://schemas.xmlsoap.org/ws/2005/05/identity/claims/upn";
@@ -102,7 +102,7 @@ fn write_properties(row: &EventRow<'_>, properties: &mut Line<'_>) {
 }
 
 /// Whether a key of metadata is one of ours, or one of ours behind prefixes.
-pub(super) fn is_taken(key: &str) -> bool {
+pub(in crate::model) fn is_taken(key: &str) -> bool {
     let mut bare = key;
     while let Some(rest) = bare.strip_prefix(METADATA_PREFIX) {
         bare = rest;
