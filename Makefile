@@ -42,7 +42,7 @@ lint: ## Check format and lints, with warnings denied
 	cargo fmt --check
 	cargo clippy --profile ci --all-targets --all-features --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
-		shellcheck -x .ci/run $$(grep -lE '^#!.*\b(ba)?sh\b' deploy/local/*); \
+		shellcheck -x .ci/run $$(grep -lE '^#!.*\b(ba)?sh\b' deploy/local/* examples/*); \
 	else \
 		echo "shellcheck is not installed: scripts were not checked" >&2; \
 	fi
