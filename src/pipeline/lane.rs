@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
@@ -23,6 +23,7 @@ use crate::model::backoff::RetryPolicy;
 use crate::model::batch::{Batch, BatchBuilder, BatchLimits, DeadLetter, Decoded};
 use crate::model::breaker::{Breaker, BreakerRule, Opened};
 use crate::model::decode::{DecodeRules, decode, identify};
+use crate::model::federated::FederatedSources;
 use crate::model::position::{Offset, StreamPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::Clock;
@@ -41,6 +42,8 @@ const RETRY_MOST: Duration = Duration::from_secs(2);
 pub(super) struct LaneSettings {
     pub(super) store: StoreSettings,
     pub(super) rules: Arc<DecodeRules>,
+    /// The registry as it was read last; always before a partition is adopted.
+    pub(super) sources: watch::Receiver<Arc<FederatedSources>>,
     pub(super) limits: BatchLimits,
     pub(super) linger: Duration,
     pub(super) breaker: BreakerRule,
@@ -302,14 +305,16 @@ impl Lane {
         let (key, epoch) = (partition.claim.key, partition.claim.epoch);
         let is_next = partition.read_to == chunk.start;
         let rules = Arc::clone(&self.settings.rules);
+        let sources = Arc::clone(&self.settings.sources.borrow());
         let started_at = self.settings.clock.monotonic();
         let pushed = is_next.then(|| {
             self.builder.push(chunk, key, epoch, |record, rows| {
                 let value = chunk.value(record);
                 match decode(value, &rules) {
                     Ok(event) => {
-                        encode_event(rows, &event, key, record.offset);
-                        Decoded::Event(event.timestamp)
+                        let flag = sources.flag(&event.federated_source);
+                        encode_event(rows, &event, flag, (key, record.offset));
+                        Decoded::Event(event.timestamp, flag)
                     }
                     Err(rejection) => {
                         let identity = value.map(identify).unwrap_or_default();

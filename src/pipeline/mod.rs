@@ -33,6 +33,7 @@ mod drainer;
 mod facts;
 mod lane;
 mod outage;
+mod registry;
 mod spooler;
 mod work;
 
@@ -50,6 +51,7 @@ use self::outage::Outage;
 use crate::model::batch::BatchLimits;
 use crate::model::breaker::BreakerRule;
 use crate::model::decode::DecodeRules;
+use crate::model::federated::FederatedSources;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::model::spool::mode::Mode;
@@ -135,12 +137,15 @@ pub struct Pipeline {
     source: SourceHandle,
     events: mpsc::Receiver<SourceEvent>,
     lanes: Vec<mpsc::Sender<LaneControl>>,
-    /// The lanes' tasks. None ends while the loop works; if one does, records would pile up unseen.
+    /// The lanes' tasks, and the one that reads the registry. None ends while the loop works; if one does, records
+    /// would pile up unseen.
     lane_tasks: JoinSet<()>,
     /// Whether we were told to stop; looked at where the loop waits for long.
     is_stopping: watch::Receiver<bool>,
     reports: mpsc::UnboundedReceiver<LaneReport>,
     session: Option<Session>,
+    /// What the lanes know of the registry of sources.
+    sources: watch::Sender<Arc<FederatedSources>>,
     next_assignment: u64,
     claim_not_before: HashMap<Arc<TopicPartition>, Instant>,
     breakers: HashMap<Arc<TopicPartition>, OpenBreaker>,
@@ -167,9 +172,11 @@ impl Pipeline {
     ) -> Result<Self, PipelineError> {
         let (events_tx, events) = mpsc::channel(EVENT_QUEUE_COUNT);
         let (reports_tx, reports) = mpsc::unbounded_channel();
+        let (sources, known_sources) = watch::channel(Arc::default());
         let lane_settings = LaneSettings {
             store: settings.store.clone(),
             rules: Arc::new(settings.rules.clone()),
+            sources: known_sources,
             limits: settings.limits,
             linger: settings.linger,
             verify_interval: settings.verify_interval,
@@ -187,6 +194,7 @@ impl Pipeline {
             let lane = Lane::new(index, lane_settings.clone(), (chunks, control), reports_tx.clone(), out);
             lane_tasks.spawn(lane.run());
         }
+        lane_tasks.spawn(registry::refresh(settings.store.clone(), sources.clone()));
         let lane_queues = queues.clone();
         let spool = spool.map(|spool| {
             let (chunks_tx, chunks) = mpsc::channel::<Arc<Chunk>>(LANE_QUEUE_COUNT);
@@ -208,6 +216,7 @@ impl Pipeline {
             is_stopping: stop,
             reports,
             session: None,
+            sources,
             next_assignment: 1,
             claim_not_before: HashMap::new(),
             breakers: HashMap::new(),

@@ -81,6 +81,8 @@ pub enum SessionPurpose {
     Claim,
     /// Relays dead letters.
     Relay,
+    /// Reads the registry of sources.
+    Registry,
     /// Serves an operator's command.
     Operator,
 }
@@ -94,6 +96,7 @@ impl SessionPurpose {
             Self::Lane => "audit-consumer/lane",
             Self::Claim => "audit-consumer/claim",
             Self::Relay => "audit-consumer/relay",
+            Self::Registry => "audit-consumer/registry",
             Self::Operator => "audit-consumer/operator",
         }
     }
