@@ -11,7 +11,7 @@ ifdef TEST_SCALE
 export TEST_SCALE
 endif
 
-.PHONY: help setup build demo demo-down test test-unit lint bench stack-up stack-down clean-stack
+.PHONY: help setup build demo demo-down test test-unit lint bench bench-export stack-up stack-down clean-stack
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,13 +42,16 @@ lint: ## Check format and lints, with warnings denied
 	cargo fmt --check
 	cargo clippy --profile ci --all-targets --all-features --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
-		shellcheck -x .ci/run $$(grep -lE '^#!.*\b(ba)?sh\b' deploy/local/*); \
+		shellcheck -x .ci/run $$(grep -lE '^#!.*\b(ba)?sh\b' deploy/local/* examples/*); \
 	else \
 		echo "shellcheck is not installed: scripts were not checked" >&2; \
 	fi
 
 bench: setup ## Compare with psql's \copy on this machine; writes target/reports/bench.json
 	@deploy/local/bench
+
+bench-export: setup ## Compare export with psql's \copy; writes target/reports/export.json
+	@deploy/local/bench-export
 
 stack-up: setup ## Start Kafka and PostgreSQL
 	@$(STACK) up

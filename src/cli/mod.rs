@@ -234,7 +234,7 @@ fn advice(error: &StoreError) -> Option<&'static str> {
     Some(match error.sqlstate()? {
         "28P01" | "28000" => "check user and password in DATABASE_URL",
         "3D000" => "create the database, or name another one in DATABASE_URL",
-        "42P01" | "3F000" | "42883" => "run `audit-consumer migrate`",
+        "42P01" | "42703" | "3F000" | "42883" => "run `audit-consumer migrate`",
         "42501" => {
             "grant the role what it needs: it must be a member of audit_events_write (to migrate: the owner)"
         }

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::event::{Timestamp, UtcDay};
+use super::federated::SourceFlag;
 use super::position::{Epoch, Offset, StreamPartition};
 use super::record::{AssignmentId, Chunk, Record};
 use super::rejection::Rejection;
@@ -63,8 +64,9 @@ pub struct DeadLetter {
 /// What becomes of one record.
 #[derive(Debug, Clone)]
 pub enum Fate {
-    /// It is an event: its binary COPY row lies in [`Batch::rows`] at this range.
-    Event(Range<usize>),
+    /// It is an event: its binary COPY row lies in [`Batch::rows`] at this range. What is wrong with its source
+    /// stands in the row, and here to be counted.
+    Event(Range<usize>, Option<SourceFlag>),
     /// It is a dead letter.
     DeadLetter(Arc<DeadLetter>),
 }
@@ -150,7 +152,7 @@ impl Batch {
     /// The binary COPY rows, as runs of bytes that lie together; joined they are [`Self::event_count`] rows.
     pub fn row_runs(&self) -> impl Iterator<Item = &[u8]> {
         let mut events = self.entries.iter().filter_map(|entry| match &entry.fate {
-            Fate::Event(range) => Some(range.clone()),
+            Fate::Event(range, _) => Some(range.clone()),
             Fate::DeadLetter(_) => None,
         });
         let mut open = events.next();
@@ -255,7 +257,7 @@ impl Batch {
         for entry in &self.entries {
             if let Some(part) = self.parts.get_mut(entry.part_index) {
                 match entry.fate {
-                    Fate::Event(_) => part.event_count += 1,
+                    Fate::Event(..) => part.event_count += 1,
                     Fate::DeadLetter(_) => part.dead_letter_count += 1,
                 }
                 part.absent_count += entry.absent_before;
@@ -287,8 +289,8 @@ pub struct BatchBuilder {
 /// What the decoder made of one record.
 #[derive(Debug)]
 pub enum Decoded {
-    /// An event of this time; its row was appended to the rows.
-    Event(Timestamp),
+    /// An event of this time, with what is wrong with its source; its row was appended to the rows.
+    Event(Timestamp, Option<SourceFlag>),
     /// Nothing was appended.
     DeadLetter(DeadLetter),
 }
@@ -355,10 +357,10 @@ impl BatchBuilder {
         for (record_index, record) in chunk.records.iter().enumerate() {
             let row_start = self.payload.rows.len();
             let fate = match decode(record, &mut self.payload.rows) {
-                Decoded::Event(time) => {
+                Decoded::Event(time, flag) => {
                     events += 1;
                     *self.days.entry(UtcDay::of(time)).or_default() += 1;
-                    Fate::Event(row_start..self.payload.rows.len())
+                    Fate::Event(row_start..self.payload.rows.len(), flag)
                 }
                 Decoded::DeadLetter(letter) => {
                     letters += 1;

@@ -11,6 +11,7 @@ pub mod breaker;
 pub mod dead_letter;
 pub mod decode;
 pub mod event;
+pub mod federated;
 pub mod forecast;
 mod json;
 pub mod legacy;

@@ -11,6 +11,7 @@ use prometheus::{
 };
 
 use super::board::{RelayRole, RelayState};
+use crate::model::federated::SourceFlag;
 use crate::model::rejection::RejectionCode;
 
 const PREFIX: &str = "audit_consumer";
@@ -48,6 +49,7 @@ pub struct Metrics {
     events_committed: IntCounterVec,
     duplicates: IntCounter,
     rejected: IntCounterVec,
+    flagged_events: IntCounterVec,
     dead_letters: IntCounterVec,
     absent: IntCounter,
     default_partition_rows: IntCounter,
@@ -141,6 +143,13 @@ impl Metrics {
                 "rejected_total",
                 "Records that are no events, by reason",
                 &["reason"]
+            ),
+            flagged_events: make!(
+                r,
+                IntCounterVec,
+                "flagged_events_total",
+                "Events of committed batches that name a federated source which is unregistered or disabled; duplicates too",
+                &["flag"]
             ),
             dead_letters: make!(
                 r,
@@ -302,6 +311,11 @@ impl Metrics {
     /// Records became dead letters for this reason.
     pub fn rejected(&self, code: RejectionCode, record_count: u64) {
         self.rejected.with_label_values(&[code.as_str()]).inc_by(record_count);
+    }
+
+    /// Events named a source that the registry flags.
+    pub fn flagged(&self, flag: SourceFlag, event_count: u64) {
+        self.flagged_events.with_label_values(&[flag.as_str()]).inc_by(event_count);
     }
 
     /// Latencies from a record's own time to its commit.

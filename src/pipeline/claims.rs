@@ -3,18 +3,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::Pipeline;
 use super::lane::LaneControl;
+use crate::model::federated::FederatedSources;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::AssignmentId;
 use crate::model::spool::mode::Mode;
 use crate::observe::board::{DatabaseState, Hold, HoldCode, OwnedPartition};
 use crate::source::{Offer, Placement};
 use crate::store::{
-    Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, GapAnswer, GapDeclaration, SessionPurpose, StoreError,
-    StreamIdentity,
+    Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, GapAnswer, GapDeclaration, Session, SessionPurpose,
+    StoreError, StoreSettings, StreamIdentity,
 };
 
 /// How long a position must have been beyond the end before that is taken for final.
@@ -122,16 +124,16 @@ impl Pipeline {
     /// Claims on the loop's own session, within the claim time-out.
     async fn claim(&mut self, requests: &[ClaimRequest]) -> Result<Vec<ClaimAnswer>, StoreError> {
         let store = self.settings.store.clone();
-        let mut kept = self.session.take();
+        let (mut kept, sources) = (self.session.take(), &self.sources);
         let claimed = async {
             // A session that has gone stale while idle is found out here, and replaced once.
             if let Some(session) = &mut kept
-                && let Ok(answers) = store.claim(session, requests).await
+                && let Ok(answers) = claim_on(&store, session, requests, sources).await
             {
                 return Ok(answers);
             }
             let session = kept.insert(store.connect(SessionPurpose::Claim).await?);
-            store.claim(session, requests).await
+            claim_on(&store, session, requests, sources).await
         };
         let mut stop = self.is_stopping.clone();
         let outcome = tokio::select! {
@@ -341,4 +343,19 @@ impl Pipeline {
     fn database_up(&self) {
         self.board.lock().database = DatabaseState::Up;
     }
+}
+
+/// Reads the registry of sources, then claims: so a lane knows it before it gets a record.
+async fn claim_on(
+    store: &StoreSettings,
+    session: &mut Session,
+    requests: &[ClaimRequest],
+    sources: &watch::Sender<Arc<FederatedSources>>,
+) -> Result<Vec<ClaimAnswer>, StoreError> {
+    match session.federated_sources().await {
+        Ok(read) => drop(sources.send_replace(Arc::new(read))),
+        Err(error) if sources.borrow().is_empty() => return Err(error),
+        Err(error) => tracing::debug!(%error, "the registry of sources can't be read before a claim"),
+    }
+    store.claim(session, requests).await
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::lane::GiveUp;
 use crate::model::batch::{Batch, Fate};
+use crate::model::federated::SourceFlag;
 use crate::model::record::Chunk;
 use crate::model::rejection::RejectionCode;
 use crate::observe::Metrics;
@@ -80,11 +81,15 @@ impl LaneFacts {
         self.metrics.counted(duplicate_count, dead_letter_count, sum(|part| part.absent_count));
         self.metrics.batch_committed(u32::try_from(batch.entries().len()).unwrap_or(u32::MAX));
         let mut rejected: BTreeMap<RejectionCode, u64> = BTreeMap::new();
+        let mut flagged: BTreeMap<SourceFlag, u64> = BTreeMap::new();
         for entry in batch.entries() {
-            if let Fate::DeadLetter(letter) = &entry.fate {
-                *rejected.entry(letter.rejection.code).or_default() += 1;
+            match &entry.fate {
+                Fate::DeadLetter(letter) => *rejected.entry(letter.rejection.code).or_default() += 1,
+                Fate::Event(_, Some(flag)) => *flagged.entry(*flag).or_default() += 1,
+                Fate::Event(_, None) => {}
             }
         }
+        flagged.into_iter().for_each(|(flag, count)| self.metrics.flagged(flag, count));
         let conflict_count = dead_letter_count.saturating_sub(rejected.values().sum());
         if conflict_count > 0 {
             *rejected.entry(RejectionCode::AuditIdConflict).or_default() += conflict_count;

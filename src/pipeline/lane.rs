@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
@@ -24,6 +24,7 @@ use crate::model::backoff::RetryPolicy;
 use crate::model::batch::{Batch, BatchBuilder, BatchLimits};
 use crate::model::breaker::{Breaker, BreakerRule, Opened};
 use crate::model::decode::DecodeRules;
+use crate::model::federated::FederatedSources;
 use crate::model::position::{Offset, StreamPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::Clock;
@@ -41,6 +42,8 @@ const RETRY_MOST: Duration = Duration::from_secs(2);
 pub(super) struct LaneSettings {
     pub(super) store: StoreSettings,
     pub(super) rules: Arc<DecodeRules>,
+    /// The registry as it was read last; always before a partition is adopted.
+    pub(super) sources: watch::Receiver<Arc<FederatedSources>>,
     pub(super) limits: BatchLimits,
     pub(super) linger: Duration,
     pub(super) breaker: BreakerRule,
@@ -302,10 +305,12 @@ impl Lane {
         let (key, epoch) = (partition.claim.key, partition.claim.epoch);
         let is_next = partition.read_to == chunk.start;
         let rules = Arc::clone(&self.settings.rules);
+        let sources = Arc::clone(&self.settings.sources.borrow());
         let started_at = self.settings.clock.monotonic();
         let pushed = is_next.then(|| {
-            self.builder
-                .push(chunk, key, epoch, |record, rows| decode_record(chunk, record, (key, &rules), rows))
+            self.builder.push(chunk, key, epoch, |record, rows| {
+                decode_record((chunk.value(record), record.offset), (key, &rules, &sources), rows)
+            })
         });
         match pushed {
             Some(Ok(())) => {

@@ -34,6 +34,7 @@ mod facts;
 mod forecasts;
 mod lane;
 mod outage;
+mod registry;
 mod spooler;
 mod storer;
 mod strays;
@@ -52,11 +53,12 @@ use self::forecasts::Forecasts;
 use self::lane::{GiveUp, Lane, LaneControl, LaneReport, LaneSettings};
 use self::outage::Outage;
 pub use self::spooler::SharedSpool;
-pub use self::storer::StoredCounts;
+pub use self::storer::{StoredCounts, decode_record};
 pub use self::strays::{PassReport, Sorting, StrayError, Strays, overlap};
 use crate::model::batch::BatchLimits;
 use crate::model::breaker::BreakerRule;
 use crate::model::decode::DecodeRules;
+use crate::model::federated::FederatedSources;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::model::spool::mode::Mode;
@@ -142,12 +144,15 @@ pub struct Pipeline {
     source: SourceHandle,
     events: mpsc::Receiver<SourceEvent>,
     lanes: Vec<mpsc::Sender<LaneControl>>,
-    /// The lanes' tasks. None ends while the loop works; if one does, records would pile up unseen.
+    /// The lanes' tasks, and the one that reads the registry. None ends while the loop works; if one does, records
+    /// would pile up unseen.
     lane_tasks: JoinSet<()>,
     /// Whether we were told to stop; looked at where the loop waits for long.
     is_stopping: watch::Receiver<bool>,
     reports: mpsc::UnboundedReceiver<LaneReport>,
     session: Option<Session>,
+    /// What the lanes know of the registry of sources.
+    sources: watch::Sender<Arc<FederatedSources>>,
     next_assignment: u64,
     claim_not_before: HashMap<Arc<TopicPartition>, Instant>,
     breakers: HashMap<Arc<TopicPartition>, OpenBreaker>,
@@ -175,9 +180,11 @@ impl Pipeline {
     ) -> Result<Self, PipelineError> {
         let (events_tx, events) = mpsc::channel(EVENT_QUEUE_COUNT);
         let (reports_tx, reports) = mpsc::unbounded_channel();
+        let (sources, known_sources) = watch::channel(Arc::default());
         let lane_settings = LaneSettings {
             store: settings.store.clone(),
             rules: Arc::new(settings.rules.clone()),
+            sources: known_sources,
             limits: settings.limits,
             linger: settings.linger,
             verify_interval: settings.verify_interval,
@@ -195,6 +202,7 @@ impl Pipeline {
             let lane = Lane::new(index, lane_settings.clone(), (chunks, control), reports_tx.clone(), out);
             lane_tasks.spawn(lane.run());
         }
+        lane_tasks.spawn(registry::refresh(settings.store.clone(), sources.clone()));
         let lane_queues = queues.clone();
         let spool = spool.map(|spool| {
             let (chunks_tx, chunks) = mpsc::channel::<Arc<Chunk>>(LANE_QUEUE_COUNT);
@@ -216,6 +224,7 @@ impl Pipeline {
             is_stopping: stop,
             reports,
             session: None,
+            sources,
             next_assignment: 1,
             claim_not_before: HashMap::new(),
             breakers: HashMap::new(),

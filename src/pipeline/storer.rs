@@ -12,8 +12,8 @@ use std::time::Duration;
 use super::WORK_MARGIN;
 use crate::model::batch::{Batch, DeadLetter, Decoded};
 use crate::model::decode::{DecodeRules, decode, identify};
+use crate::model::federated::FederatedSources;
 use crate::model::position::{Epoch, Offset, StreamPartition};
-use crate::model::record::{Chunk, Record};
 use crate::model::rejection::{Rejection, RejectionCode};
 use crate::store::copy::encode_event;
 use crate::store::{
@@ -26,18 +26,17 @@ const UNIQUE_VIOLATION: &str = "23505";
 /// How often a batch is tried again as somebody has claimed a partition of it meanwhile.
 const CLAIM_MAX_COUNT: u32 = 20;
 
-/// Makes an event's row of `record`, or a dead letter.
-pub(super) fn decode_record(
-    chunk: &Chunk,
-    record: &Record,
-    (key, rules): (StreamPartition, &DecodeRules),
+/// Makes an event's row of the record at `offset`, or a dead letter.
+pub fn decode_record(
+    (value, offset): (Option<&[u8]>, Offset),
+    (key, rules, sources): (StreamPartition, &DecodeRules, &FederatedSources),
     rows: &mut Vec<u8>,
 ) -> Decoded {
-    let value = chunk.value(record);
     match decode(value, rules) {
         Ok(event) => {
-            encode_event(rows, &event, key, record.offset);
-            Decoded::Event(event.timestamp)
+            let flag = sources.flag(&event.federated_source);
+            encode_event(rows, &event, flag, (key, offset));
+            Decoded::Event(event.timestamp, flag)
         }
         Err(rejection) => {
             let identity = value.map(identify).unwrap_or_default();
@@ -189,6 +188,8 @@ impl Round {
 pub(super) struct Storer {
     pub(super) store: StoreSettings,
     pub(super) rules: Arc<DecodeRules>,
+    /// As they were read last.
+    pub(super) sources: Arc<FederatedSources>,
     /// How long one commit may take before its outcome counts as unknown.
     deadline: Duration,
     session: Option<Session>,
@@ -199,7 +200,7 @@ pub(super) struct Storer {
 impl Storer {
     pub(super) fn new(store: StoreSettings, rules: Arc<DecodeRules>) -> Self {
         let deadline = store.statement_timeout() + WORK_MARGIN;
-        Self { store, rules, deadline, session: None, path: CommitPath::Direct }
+        Self { store, rules, sources: Arc::default(), deadline, session: None, path: CommitPath::Direct }
     }
 
     async fn session(&mut self) -> Result<&mut Session, StoreError> {
@@ -261,6 +262,19 @@ impl Storer {
         };
         let in_time = tokio::time::timeout(deadline, committed).await;
         in_time.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("commit")))
+    }
+
+    /// Reads the registry of federated sources.
+    pub(super) async fn read_sources(&mut self) -> Result<(), StoreError> {
+        let deadline = self.deadline;
+        let asked = async { self.session().await?.federated_sources().await };
+        let in_time = tokio::time::timeout(deadline, asked).await;
+        let found = in_time.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("sources")));
+        if found.is_err() {
+            self.session = None;
+        }
+        self.sources = Arc::new(found?);
+        Ok(())
     }
 
     /// Epoch and position of each of `keys` that has one.

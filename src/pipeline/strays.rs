@@ -117,6 +117,7 @@ impl Strays {
         mut each: impl FnMut(u64) + Send,
     ) -> Result<PassReport, StrayError> {
         let mut report = PassReport::default();
+        self.storer.read_sources().await?;
         let mut next = self.storer.positions(&sorting.store).await?;
         let mut builder = BatchBuilder::new(self.limits);
         let mut cursor = LocalDrain::default();
@@ -169,9 +170,10 @@ impl Strays {
             return;
         }
         let chunk = Arc::new(chunk.from(*position));
-        let rules = Arc::clone(&self.storer.rules);
-        let pushed = builder
-            .push(&chunk, key, *epoch, |record, rows| decode_record(&chunk, record, (key, &rules), rows));
+        let (rules, sources) = (Arc::clone(&self.storer.rules), Arc::clone(&self.storer.sources));
+        let pushed = builder.push(&chunk, key, *epoch, |record, rows| {
+            decode_record((chunk.value(record), record.offset), (key, &rules, &sources), rows)
+        });
         match pushed {
             Ok(()) => *position = chunk.end,
             // It would have to follow what was pushed before it; then the next pass takes it.
@@ -215,11 +217,13 @@ impl Strays {
         chunk: Chunk,
         (actor, reason): (&str, &str),
     ) -> Result<StoredCounts, StrayError> {
+        self.storer.read_sources().await?;
         let chunk = Arc::new(chunk);
-        let rules = Arc::clone(&self.storer.rules);
+        let (rules, sources) = (Arc::clone(&self.storer.rules), Arc::clone(&self.storer.sources));
         let mut builder = BatchBuilder::new(self.limits);
-        let pushed = builder
-            .push(&chunk, key, Epoch(0), |record, rows| decode_record(&chunk, record, (key, &rules), rows));
+        let pushed = builder.push(&chunk, key, Epoch(0), |record, rows| {
+            decode_record((chunk.value(record), record.offset), (key, &rules, &sources), rows)
+        });
         debug_assert!(pushed.is_ok(), "the first chunk of a batch follows nothing");
         let stored = self.storer.store(builder.take(), Purpose::FillGap(actor, reason)).await?;
         Ok(stored.counts.get(&key).copied().unwrap_or_default())

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::model::batch::DeadLetter;
 use crate::model::dead_letter::headers_to_json;
 use crate::model::event::{Event, Timestamp, TrustScore};
+use crate::model::federated::SourceFlag;
 use crate::model::position::{Offset, StreamPartition};
 use crate::model::record::{Chunk, Record};
 
@@ -23,9 +24,9 @@ pub const TRAILER: &[u8] = &[0xff, 0xff];
 /// The columns of an event's tuple, in order; the same for `events` and for the table that merges.
 pub const EVENT_COLUMNS: &str = "audit_id, correlation_id, timestamp, operation, command, args, actor, \
     status, duration_ms, result_signature, client_app, caller_ip_address, federated_source, query_intent, \
-    bypass_llm, trust_score, purview_compatible, metadata, schema_version, tenant_id, extra, stream_id, \
-    source_partition, source_offset";
-const EVENT_COLUMN_COUNT: i16 = 24;
+    bypass_llm, trust_score, purview_compatible, metadata, schema_version, tenant_id, extra, source_flag, \
+    stream_id, source_partition, source_offset";
+const EVENT_COLUMN_COUNT: i16 = 25;
 
 /// The columns of a dead letter's tuple, in order.
 pub const DEAD_LETTER_COLUMNS: &str = "stream_id, source_partition, source_offset, group_id, topic, reason, \
@@ -43,8 +44,13 @@ const JSONB_VERSION: u8 = 1;
 /// `numeric` holds digits of base 10,000.
 const NUMERIC_DIGITS_PER_WORD: u8 = 4;
 
-/// Appends the tuple of `event`, which was read at `offset` of `key`.
-pub fn encode_event(rows: &mut Vec<u8>, event: &Event<'_>, key: StreamPartition, offset: Offset) {
+/// Appends the tuple of `event`, which was read at `offset` of `key`; `flag`: what is wrong with its source.
+pub fn encode_event(
+    rows: &mut Vec<u8>,
+    event: &Event<'_>,
+    flag: Option<SourceFlag>,
+    (key, offset): (StreamPartition, Offset),
+) {
     rows.extend_from_slice(&EVENT_COLUMN_COUNT.to_be_bytes());
     uuid(rows, Some(event.audit_id));
     uuid(rows, Some(event.correlation_id));
@@ -70,6 +76,7 @@ pub fn encode_event(rows: &mut Vec<u8>, event: &Event<'_>, key: StreamPartition,
     text(rows, Some(&event.schema_version));
     text(rows, Some(&event.tenant_id));
     jsonb(rows, event.extra.as_deref());
+    text(rows, flag.map(SourceFlag::as_str));
     coordinates(rows, key, offset);
 }
 

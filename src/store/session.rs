@@ -89,6 +89,8 @@ pub enum SessionPurpose {
     Relay,
     /// Writes day files.
     Projector,
+    /// Reads the registry of sources.
+    Registry,
     /// Serves an operator's command.
     Operator,
 }
@@ -103,6 +105,7 @@ impl SessionPurpose {
             Self::Claim => "audit-consumer/claim",
             Self::Relay => "audit-consumer/relay",
             Self::Projector => "audit-consumer/projector",
+            Self::Registry => "audit-consumer/registry",
             Self::Operator => "audit-consumer/operator",
         }
     }

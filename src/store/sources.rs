@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::error::StoreError;
 use super::session::Session;
+use crate::model::federated::FederatedSources;
 
 /// The columns that [`source_of`] reads.
 const COLUMNS: &str = "source_id, source_name, source_type, auth_type, handler_path, enabled, audit_enabled, \
@@ -62,6 +63,17 @@ pub struct SourceRow {
 }
 
 impl Session {
+    /// The registry as far as events are compared with it: all of its names, as many as operators have added.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn federated_sources(&mut self) -> Result<FederatedSources, StoreError> {
+        let rows = sqlx::query("SELECT source_name, enabled FROM audit_events.federated_sources")
+            .fetch_all(&mut self.connection)
+            .await?;
+        rows.iter().map(|row| Ok((row.try_get("source_name")?, row.try_get("enabled")?))).collect()
+    }
+
     /// The sources by name.
     ///
     /// # Errors

@@ -15,6 +15,7 @@
 mod account;
 mod broker;
 mod crash;
+mod examples;
 mod export;
 mod legacy;
 mod letters;

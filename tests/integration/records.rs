@@ -361,8 +361,8 @@ fn six_partitions(
         });
         let pushed = builder.push(&chunk, request.key(), position.epoch, |record, rows| {
             let event = decode(chunk.value(record), &rules).unwrap();
-            encode_event(rows, &event, request.key(), record.offset);
-            Decoded::Event(event.timestamp)
+            encode_event(rows, &event, None, (request.key(), record.offset));
+            Decoded::Event(event.timestamp, None)
         });
         pushed.unwrap();
     }

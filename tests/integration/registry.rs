@@ -1,8 +1,10 @@
 //! Trust by actor, and the registry of federated sources.
 
-use serde_json::Value;
+use std::time::Duration;
 
-use crate::scene::Scene;
+use serde_json::{Value, json};
+
+use crate::scene::{Daemon, Scene, wait_for};
 
 #[test]
 fn trust_is_told_by_actor_with_the_last_days() {
@@ -111,4 +113,76 @@ fn the_registry_of_sources_holds_names_and_no_secrets() {
         assert_eq!(output.status.code(), Some(1), "{output:?}");
     }
     assert_eq!(scene.number("SELECT count(*) FROM audit_events.federated_sources"), 3);
+}
+
+/// An event with that number, naming that source.
+fn event_of(number: u32, source: Option<&str>) -> Option<Vec<u8>> {
+    let event = json!({
+        "audit_id": format!("00000000-0000-4000-8000-{number:012}"),
+        "correlation_id": "00000000-0000-4000-8000-000000000000",
+        "timestamp": "2026-11-24T10:00:00Z", "operation": "ask", "command": "query", "actor": "alice",
+        "status": "Success", "federated_source": source,
+    });
+    Some(event.to_string().into_bytes())
+}
+
+fn flagged_count(daemon: &Daemon, flag: &str) -> u64 {
+    let name = format!("audit_consumer_flagged_events_total{{flag=\"{flag}\"}} ");
+    let metrics = daemon.get("/metrics").map(|(_, text)| text).unwrap_or_default();
+    let value = metrics.lines().find_map(|line| line.strip_prefix(&name));
+    value.map_or(0, |value| value.parse().unwrap())
+}
+
+#[test]
+fn an_event_of_an_unknown_or_disabled_source_is_stored_and_flagged() {
+    let scene = Scene::new("flags", 1);
+    for (name, more) in [("crm", &[][..]), ("wiki", &["--disabled"])] {
+        scene.done(&[&["sources", "add", name, "--type", "t", "--handler", "h"], more].concat());
+    }
+    let named = [None, Some("local"), Some("crm"), Some("wiki"), Some("nobody"), Some("CRM"), Some("")];
+    let events: Vec<_> = (0..).zip(named).map(|(number, source)| event_of(number, source)).collect();
+    scene.send_all(&events);
+    let flags =
+        "SELECT string_agg(coalesce(source_flag, '-'), ' ' ORDER BY source_offset) FROM audit_events.events";
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(7, Duration::from_secs(40));
+    assert_eq!(scene.sql(flags), "- - - disabled unregistered unregistered unregistered");
+    wait_for("flags counted", Duration::from_secs(10), || {
+        (flagged_count(&daemon, "disabled"), flagged_count(&daemon, "unregistered")) == (1, 3)
+    });
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+
+    // What was stored stays as it was flagged, and a flag is no part of an event's content: the same event with
+    // another flag is a duplicate, by the merge path.
+    scene.done(&["sources", "enable", "wiki"]);
+    scene.done(&["sources", "disable", "crm"]);
+    scene.send_all(&[event_of(3, Some("wiki")), event_of(2, Some("crm")), event_of(7, Some("crm"))]);
+    let daemon = scene.daemon();
+    scene.wait_until_read(10, Duration::from_secs(40));
+    assert_eq!(scene.sql(flags), "- - - disabled unregistered unregistered unregistered disabled");
+
+    // A daemon that has its claims reads the registry again by itself, and goes on with what it read last when
+    // the registry can't be read.
+    scene.done(&["sources", "disable", "local"]);
+    let mut number = 8;
+    wait_for("the registry read again", Duration::from_secs(90), || {
+        scene.send_all(&[event_of(number, None)]);
+        number += 1;
+        scene.wait_until_read(u64::from(number) + 2, Duration::from_secs(30));
+        scene.sql("SELECT source_flag FROM audit_events.events ORDER BY source_offset DESC LIMIT 1")
+            == "disabled"
+    });
+    scene.sql("ALTER TABLE audit_events.federated_sources RENAME TO away");
+    wait_for("the registry not read", Duration::from_secs(90), || {
+        daemon.log_text().contains("the registry of sources can't be read")
+    });
+    scene.send_all(&[event_of(number, None), event_of(number + 1, Some("kafka"))]);
+    scene.wait_until_read(u64::from(number) + 4, Duration::from_secs(30));
+    let last = scene.sql(
+        "SELECT string_agg(coalesce(source_flag, '-'), ' ' ORDER BY source_offset) \
+           FROM (SELECT * FROM audit_events.events ORDER BY source_offset DESC LIMIT 2) AS e",
+    );
+    assert_eq!(last, "disabled -");
+    let account = scene.verify();
+    assert_eq!((account.total("duplicates"), account.total("dead_letters")), (2, 0));
 }

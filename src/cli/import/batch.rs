@@ -14,14 +14,15 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::model::batch::{Batch, BatchBuilder, BatchLimits, DeadLetter, Decoded};
+use crate::model::batch::{Batch, BatchBuilder, BatchLimits};
 use crate::model::decode::{DecodeRules, decode, identify};
 use crate::model::event::Timestamp;
+use crate::model::federated::FederatedSources;
 use crate::model::legacy::{Legacy, LegacyRecord, read_line, read_row};
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::projection::{LineFormat, Projection, ProjectionRules};
 use crate::model::record::{AssignmentId, Chunk, Record};
-use crate::store::copy::encode_event;
+use crate::pipeline::decode_record;
 use crate::store::{Claim, Session, StoreError};
 
 /// The one assignment of an import.
@@ -164,7 +165,7 @@ pub(super) fn build(
     candidates: &[Candidate],
     (claim, source): (Claim, &Arc<TopicPartition>),
     (start, absent_after): (Offset, u64),
-    rules: &DecodeRules,
+    (rules, sources): (&DecodeRules, &FederatedSources),
 ) -> Result<Batch, StoreError> {
     let chunk = Arc::new(chunk(candidates, source, (start, absent_after))?);
     let limits = BatchLimits { record_count: usize::MAX, len_bytes: usize::MAX };
@@ -172,21 +173,7 @@ pub(super) fn build(
     let mut payloads = candidates.iter().map(Candidate::payload);
     let pushed = builder.push(&chunk, claim.key, claim.epoch, |record, rows| {
         let payload = payloads.next().unwrap_or_default();
-        match decode(Some(payload), rules) {
-            Ok(event) => {
-                encode_event(rows, &event, claim.key, record.offset);
-                Decoded::Event(event.timestamp)
-            }
-            Err(rejection) => {
-                let identity = identify(payload);
-                Decoded::DeadLetter(DeadLetter {
-                    rejection,
-                    sqlstate: None,
-                    audit_id: identity.audit_id,
-                    correlation_id: identity.correlation_id,
-                })
-            }
-        }
+        decode_record((Some(payload), record.offset), (claim.key, rules, sources), rows)
     });
     pushed.map_err(|gap| StoreError::Broken(format!("a batch of an import is not continuous: {gap:?}")))?;
     Ok(builder.take())

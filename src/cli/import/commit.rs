@@ -129,7 +129,8 @@ impl Importer {
             attempt.path = CommitPath::Merge;
         }
         let place = (self.claim, &self.source);
-        let mut batch = build(piece, place, (start, absent_after), &self.settings.rules)?;
+        let sources = session.federated_sources().await?;
+        let mut batch = build(piece, place, (start, absent_after), (&self.settings.rules, &sources))?;
         if let Some(letter) = &attempt.letter {
             batch = batch.with_only_record_dead(letter.clone());
         }

@@ -47,7 +47,7 @@ fn decode(record: &Record, rows: &mut Vec<u8>) -> Decoded {
         return Decoded::DeadLetter(letter());
     }
     rows.extend_from_slice(&record.offset.as_i64().to_be_bytes());
-    Decoded::Event(Timestamp::MIN)
+    Decoded::Event(Timestamp::MIN, None)
 }
 
 fn build(chunks: &[Arc<Chunk>]) -> Batch {
