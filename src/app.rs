@@ -69,7 +69,7 @@ pub fn spool_limits(config: Option<&SpoolConfig>) -> SpoolLimits {
             .map_or(spool::SEGMENT_LEN_BYTES, |config| len_bytes(config.segment_len_bytes)),
         max_len_bytes: config.map_or(0, |config| len_bytes(config.max_len_bytes)),
         min_free_len_bytes: config.map_or(0, |config| len_bytes(config.min_free_len_bytes)),
-        keep: config.map_or(std::time::Duration::MAX, |config| config.keep),
+        keep: config.map_or(Duration::MAX, |config| config.keep),
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::model::batch::{Batch, BatchBuilder, BatchLimits};
-use crate::model::decode::{DecodeRules, decode, identify};
+use crate::model::decode::{DecodeRules, decode};
 use crate::model::event::Timestamp;
 use crate::model::federated::FederatedSources;
 use crate::model::legacy::{Legacy, LegacyRecord, read_line, read_row};

@@ -122,7 +122,7 @@ fn what_can_not_be_an_event_is_named_by_decoding() {
         ("{\"time\": ", Some(Code::InvalidJson)),
         ("[1]", Some(Code::NotAnObject)),
         ("{}", Some(Code::MissingField)),
-        (&PURVIEW[..PURVIEW.len() / 2], Some(Code::InvalidJson)),
+        (PURVIEW.get(..PURVIEW.len() / 2).unwrap(), Some(Code::InvalidJson)),
         (&PURVIEW.replace("5b1f0c7e", "zzzz"), Some(Code::InvalidUuid)),
         (&PURVIEW.replace("\"Success\"", "\"OK\""), Some(Code::InvalidStatus)),
         (&PURVIEW.replace("58", "58.5"), Some(Code::InvalidInteger)),
