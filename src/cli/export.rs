@@ -15,6 +15,7 @@ use self::file::PartialFile;
 use self::progress::Progress;
 use super::table::with_thousands;
 use super::{ExitStatus, complain};
+use crate::failpoint;
 use crate::model::event::Timestamp;
 use crate::model::projection::{LineFormat, Projection, ProjectionRules};
 use crate::store::{EventFilter, SessionPurpose, StoreSettings};
@@ -158,6 +159,7 @@ async fn export(
             if lines.len() >= WRITE_LEN_BYTES {
                 out.write_all(lines.as_bytes()).context("write lines")?;
                 lines.clear();
+                failpoint::at("export_after_write");
             }
             progress.count(row.timestamp);
             Ok(())

@@ -372,6 +372,8 @@ fn a_signal_in_the_middle_leaves_no_file() {
     let mut export = Command::new(env!("CARGO_BIN_EXE_audit-consumer"))
         .args(["export", "purview", "--database-url", scene.setting("DATABASE_URL"), "-o"])
         .arg(folder.join("all.jsonl"))
+        // It is not done before it is told to stop, however slow this thread is.
+        .env("FAILPOINTS", "export_after_write=1*sleep(3000)")
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
