@@ -120,10 +120,12 @@ pub async fn run(
     };
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    // Rows may come so fast that they take every turn: the signals are looked at first.
     let exported = tokio::select! {
-        exported = export(args, store, rules, &mut file) => Some(exported?),
+        biased;
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
+        exported = export(args, store, rules, &mut file) => Some(exported?),
     };
     let Some(event_count) = exported else {
         complain("stopped by a signal; no file was written");
