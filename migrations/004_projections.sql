@@ -100,22 +100,23 @@ CREATE TABLE IF NOT EXISTS audit_events.projection_actions (
 );
 COMMENT ON TABLE audit_events.projection_actions IS 'What was done to day files by hand: who, when, why';
 
--- The offsets of a declared gap are passed over, and belong to no segment. When a gap is filled, its rows come behind
--- the cursors, so they are written as a range of their own.
+-- The offsets of a declared gap are passed over, and belong to no segment. When a part of a gap is filled, its rows come
+-- behind the cursors, so that part is written as a range of its own. The action names it, in the same transaction.
 CREATE OR REPLACE FUNCTION audit_events.project_filled_gap() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO audit_events.projection_pending (sink, stream_id, partition, start_offset, end_offset, cause)
-    SELECT s, NEW.stream_id, NEW.partition, NEW.start_offset, NEW.end_offset, 'gap_filled'
+    SELECT s, NEW.stream_id, NEW.partition, (NEW.details->>'start_offset')::bigint,
+           (NEW.details->>'end_offset')::bigint, 'gap_filled'
       FROM unnest(ARRAY['purview', 'trust']) AS s;
     RETURN NULL;
 END $$;
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger
-                    WHERE tgrelid = 'audit_events.offset_gaps'::regclass AND tgname = 'project_filled') THEN
-        CREATE TRIGGER project_filled AFTER UPDATE OF closed_at ON audit_events.offset_gaps FOR EACH ROW
-            WHEN (OLD.closed_at IS NULL AND NEW.closed_at IS NOT NULL)
+                    WHERE tgrelid = 'audit_events.offset_actions'::regclass AND tgname = 'project_filled') THEN
+        CREATE TRIGGER project_filled AFTER INSERT ON audit_events.offset_actions FOR EACH ROW
+            WHEN (NEW.action = 'fill_gap')
             EXECUTE FUNCTION audit_events.project_filled_gap();
     END IF;
 END $$;

@@ -4,5 +4,6 @@
 ALTER TABLE audit_events.offset_gaps DROP CONSTRAINT IF EXISTS offset_gaps_stream_id_partition_start_offset_key;
 CREATE UNIQUE INDEX IF NOT EXISTS offset_gaps_open ON audit_events.offset_gaps (stream_id, partition, start_offset)
  WHERE closed_at IS NULL;
+CREATE INDEX IF NOT EXISTS offset_gaps_end ON audit_events.offset_gaps (stream_id, partition, end_offset);
 COMMENT ON COLUMN audit_events.offset_gaps.closed_at IS
     'When records of it were stored after all; what is left of it is a gap of its own';

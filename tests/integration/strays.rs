@@ -122,6 +122,10 @@ fn a_gap_that_was_declared_over_a_spool_is_filled_by_hand() {
     assert_eq!(again["filled"], serde_json::json!([]), "a gap is filled once");
     assert_eq!(scene.number("SELECT count(*) FROM audit_events.offset_gaps WHERE closed_at IS NULL"), 0);
     assert!(scene.number("SELECT count(*) FROM audit_events.offset_actions WHERE action = 'fill_gap'") > 0);
+    // Day files are to take each filled offset once.
+    let pending = "SELECT sum(end_offset - start_offset) FROM audit_events.projection_pending \
+                    WHERE sink = 'trust' AND cause = 'gap_filled'";
+    assert_eq!(scene.number(pending), 3_000);
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
     let report = scene.verify();
     report.check(PLAN.totals(5_000));
