@@ -115,6 +115,8 @@ impl KafkaConfig {
             ("queued.max.messages.kbytes", "16384".into()),
             ("queued.min.messages", "50000".into()),
             ("fetch.wait.max.ms", "100".into()),
+            // A full queue is looked at again this soon; librdkafka's own second leaves it empty for most of that.
+            ("fetch.queue.backoff.ms", "20".into()),
         ];
         if self.uses_consumer_protocol {
             properties.push(("group.protocol", "consumer".into()));

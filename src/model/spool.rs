@@ -35,6 +35,8 @@
 
 pub mod mode;
 mod parse;
+mod records;
+mod text;
 pub mod walk;
 
 use std::fmt;
@@ -45,8 +47,10 @@ use uuid::Uuid;
 use super::base64;
 use super::position::{Offset, OffsetRange, StreamPartition};
 use super::record::{Chunk, Record};
+use text::escape;
 
-pub use parse::{Line, LineFault, RecordsFault, SpooledBatch, parse_line, split_checksum};
+pub use parse::{Line, LineFault, parse_line, split_checksum};
+pub use records::{RecordsFault, SpooledBatch};
 
 /// Numbers for metrics and `spool list`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -79,6 +83,8 @@ pub const HEADER_LEN_BYTES_MAX: u64 = 512;
 /// What stands before the digits of a line's checksum, and after them.
 const CHECKSUM_PREFIX: &[u8] = b",\"crc\":\"";
 const CHECKSUM_SUFFIX: &[u8] = b"\"}";
+/// How a record line begins.
+const RECORD_PREFIX: &[u8] = br#"{"kind":"record""#;
 
 /// The number of a segment, from 1. Numbers are never used twice in a directory; some may be left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -311,7 +317,7 @@ fn encode_batch_line(out: &mut Vec<u8>, line: &BatchLine) {
 
 fn encode_record(out: &mut Vec<u8>, chunk: &Chunk, record: &Record) {
     let start = out.len();
-    out.extend_from_slice(br#"{"kind":"record""#);
+    out.extend_from_slice(RECORD_PREFIX);
     record_fields(out, chunk, record);
     close_line(out, start);
 }
@@ -379,26 +385,6 @@ fn bytes_field(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
     out.push(b'"');
 }
 
-/// Escapes what RFC 8259, section 7, says must be: quote, backslash, and the characters below U+0020.
-fn escape(out: &mut Vec<u8>, text: &str) {
-    let mut rest = text.as_bytes();
-    while let Some(at) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..b' ')) {
-        let (plain, special) = rest.split_at_checked(at).unwrap_or_default();
-        let Some((byte, after)) = special.split_first() else { break };
-        out.extend_from_slice(plain);
-        match byte {
-            b'"' => out.extend_from_slice(br#"\""#),
-            b'\\' => out.extend_from_slice(br"\\"),
-            b'\n' => out.extend_from_slice(br"\n"),
-            b'\r' => out.extend_from_slice(br"\r"),
-            b'\t' => out.extend_from_slice(br"\t"),
-            other => out.extend_from_slice(format!("\\u{other:04x}").as_bytes()),
-        }
-        rest = after;
-    }
-    out.extend_from_slice(rest);
-}
-
 /// Ends the line that began at `start`.
 fn close_line(out: &mut Vec<u8>, start: usize) {
     let checksum = Checksum::of(out.get(start..).unwrap_or_default());
@@ -413,7 +399,7 @@ fn account(key: StreamPartition, chunk: &Chunk) -> Result<(OffsetRange, u64), Co
     let contradiction = Contradiction { key, start: chunk.start, end: chunk.end };
     let range = OffsetRange::new(chunk.start, chunk.end).ok_or(contradiction)?;
     let offsets = chunk.records.iter().map(|record| (record.offset, record.absent_before));
-    let absent_count = parse::absent_count(range, offsets, chunk.absent_after).ok_or(contradiction)?;
+    let absent_count = records::absent_count(range, offsets, chunk.absent_after).ok_or(contradiction)?;
     Ok((range, absent_count))
 }
 

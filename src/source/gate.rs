@@ -13,8 +13,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const BUSY_INTERVAL: Duration = Duration::from_millis(10);
 /// … and this often while none does.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
-/// How many chunks wait at the gate at most, before reading stops.
-pub(super) const GATE_COUNT: usize = 32;
+/// How many chunks wait at the gate at most, before reading stops. The question waits its turn behind the fetches of the
+/// same connection, some 40 ms while there is a backlog: so this many chunks (of 128 KiB) pass in that time at most.
+pub(super) const GATE_COUNT: usize = 64;
 
 /// Counts what came to the gate; a chunk with a ticket below an answer's has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,8 +1,6 @@
-//! From lines to headers, records, batches and footers.
+//! From lines to headers, batches and footers.
 
 use std::borrow::Cow;
-use std::ops::Range;
-use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -10,11 +8,9 @@ use uuid::Uuid;
 
 use super::{
     BatchLine, BatchNumber, CHECKSUM_PREFIX, CHECKSUM_SUFFIX, Checksum, Closing, FORMAT, Footer, Header,
-    MAGIC, SegmentNumber, count,
+    MAGIC, RECORD_PREFIX, SegmentNumber,
 };
-use crate::model::base64;
-use crate::model::position::{Offset, OffsetRange, Partition, StreamId, StreamPartition, TopicPartition};
-use crate::model::record::{AssignmentId, Chunk, Record};
+use crate::model::position::{Offset, OffsetRange, Partition, StreamId, StreamPartition};
 
 /// What a line is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,65 +45,6 @@ pub enum LineFault {
     /// The bytes are those that were written, but not by this version of the format.
     #[error("the line can't be understood: {0}")]
     Malformed(String),
-}
-
-/// Why the records of a batch are not those that its batch line speaks of.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RecordsFault {
-    /// Other bytes stand before the batch line than it says.
-    #[error("batch {0} covers other lines than those before it")]
-    Contents(BatchNumber),
-    /// One of the record lines can't be read.
-    #[error("batch {number} holds a record that can't be read: {fault}")]
-    Line {
-        /// Which batch.
-        number: BatchNumber,
-        /// What is wrong with the line.
-        fault: LineFault,
-    },
-    /// The offsets of the records don't fill the range.
-    #[error("the records of batch {0} don't add up to its range")]
-    Account(BatchNumber),
-}
-
-/// A batch that was read back whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SpooledBatch {
-    /// What it is.
-    pub line: BatchLine,
-    records: Vec<Record>,
-    arena: Vec<u8>,
-}
-
-impl SpooledBatch {
-    /// Its records as a chunk that was read under `assignment`.
-    #[must_use]
-    pub fn into_chunk(self, assignment: AssignmentId) -> Chunk {
-        let Self { line, records, arena } = self;
-        let source = TopicPartition { topic: line.topic, partition: line.key.partition };
-        let (start, end) = (line.range.start(), line.range.end());
-        let absent_after = line.absent_after;
-        Chunk { assignment, source: Arc::new(source), start, end, absent_after, records, arena }
-    }
-}
-
-/// How many offsets of `range` hold no record; `None` when the records, each with the absent offsets before
-/// it, and `absent_after` don't fill the range exactly and in order.
-pub(super) fn absent_count(
-    range: OffsetRange,
-    records: impl Iterator<Item = (Offset, u64)>,
-    absent_after: u64,
-) -> Option<u64> {
-    let (mut next, mut absent_count) = (range.start(), 0u64);
-    for (offset, absent_before) in records {
-        if next.distance_to(offset)? != absent_before {
-            return None;
-        }
-        absent_count = absent_count.checked_add(absent_before)?;
-        next = offset.next();
-    }
-    let is_filled = next.distance_to(range.end())? == absent_after;
-    is_filled.then(|| absent_count.checked_add(absent_after))?
 }
 
 /// What a line, with its line feed, is before its checksum, once that was found to be right.
@@ -146,13 +83,13 @@ fn checksum(digits: &[u8; 8]) -> Option<Checksum> {
 /// The first [`LineFault`] that it has.
 pub fn parse_line(line: &[u8]) -> Result<Line, LineFault> {
     let body = split_checksum(line)?;
+    if body.starts_with(RECORD_PREFIX) {
+        return Ok(Line::Record);
+    }
     let is = |kind: &[u8]| {
         body.strip_prefix(br#"{"kind":""#).and_then(|rest| rest.strip_prefix(kind)).map(|rest| rest.first())
             == Some(Some(&b'"'))
     };
-    if is(b"record") {
-        return Ok(Line::Record);
-    }
     if is(b"batch") {
         return read::<BatchWire<'_>>(line)?.into_line().map(Line::Batch);
     }
@@ -163,59 +100,6 @@ pub fn parse_line(line: &[u8]) -> Result<Line, LineFault> {
         return read::<FooterWire<'_>>(line)?.into_footer().map(Line::Footer);
     }
     Err(LineFault::Malformed("its kind is unknown".into()))
-}
-
-/// Reads the record lines of a batch.
-///
-/// # Errors
-/// See [`RecordsFault`].
-pub(super) fn parse_records(line: BatchLine, lines: &[u8]) -> Result<SpooledBatch, RecordsFault> {
-    let number = line.number;
-    let are_its_own = count(lines.len()) == line.len_bytes && Checksum::of(lines) == line.records_checksum;
-    if !are_its_own {
-        return Err(RecordsFault::Contents(number));
-    }
-    let (mut records, mut arena) = (Vec::new(), Vec::with_capacity(lines.len()));
-    for line in lines.split_inclusive(|byte| *byte == b'\n') {
-        let record = parse_record(line, &mut arena);
-        records.push(record.map_err(|fault| RecordsFault::Line { number, fault })?);
-    }
-    let offsets = records.iter().map(|record| (record.offset, record.absent_before));
-    let adds_up = count(records.len()) == line.record_count
-        && absent_count(line.range, offsets, line.absent_after) == Some(line.absent_count);
-    if adds_up { Ok(SpooledBatch { line, records, arena }) } else { Err(RecordsFault::Account(number)) }
-}
-
-fn parse_record(line: &[u8], arena: &mut Vec<u8>) -> Result<Record, LineFault> {
-    if parse_line(line)? != Line::Record {
-        return Err(LineFault::Malformed("it is no record".into()));
-    }
-    let wire = read::<RecordWire<'_>>(line)?;
-    let mut headers = Vec::with_capacity(wire.headers.len());
-    let key = bytes(arena, wire.key, wire.key_base64)?;
-    let value = bytes(arena, wire.value, wire.value_base64)?;
-    for header in wire.headers {
-        let key = bytes(arena, header.key, header.key_base64)?.ok_or_else(|| malformed("header"))?;
-        headers.push((key, bytes(arena, header.value, header.value_base64)?));
-    }
-    let (offset, absent_before) = (offset(wire.offset)?, wire.absent_before);
-    Ok(Record { offset, absent_before, timestamp_ms: wire.timestamp_ms, key, value, headers })
-}
-
-/// Puts a text or what base64 stands for into the arena; `None` when neither is there.
-fn bytes(
-    arena: &mut Vec<u8>,
-    text: Option<Cow<'_, str>>,
-    base64: Option<&str>,
-) -> Result<Option<Range<usize>>, LineFault> {
-    let start = arena.len();
-    match (text, base64) {
-        (None, None) => return Ok(None),
-        (Some(text), None) => arena.extend_from_slice(text.as_bytes()),
-        (None, Some(base64)) => arena.extend(base64::decode(base64).ok_or_else(|| malformed("base64"))?),
-        (Some(_), Some(_)) => return Err(malformed("base64")),
-    }
-    Ok(Some(start..arena.len()))
 }
 
 fn read<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T, LineFault> {
@@ -280,37 +164,6 @@ impl HeaderWire<'_> {
             previous: self.previous.map(closing).transpose()?,
         })
     }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RecordWire<'a> {
-    #[serde(rename = "kind")]
-    _kind: IgnoredAny,
-    offset: i64,
-    absent_before: u64,
-    timestamp_ms: Option<i64>,
-    #[serde(borrow)]
-    key: Option<Cow<'a, str>>,
-    key_base64: Option<&'a str>,
-    #[serde(borrow)]
-    value: Option<Cow<'a, str>>,
-    value_base64: Option<&'a str>,
-    #[serde(borrow, default)]
-    headers: Vec<RecordHeaderWire<'a>>,
-    #[serde(rename = "crc")]
-    _crc: IgnoredAny,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RecordHeaderWire<'a> {
-    #[serde(borrow)]
-    key: Option<Cow<'a, str>>,
-    key_base64: Option<&'a str>,
-    #[serde(borrow)]
-    value: Option<Cow<'a, str>>,
-    value_base64: Option<&'a str>,
 }
 
 #[derive(Deserialize)]

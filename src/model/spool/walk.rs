@@ -4,7 +4,8 @@
 //! goes on with the next line, so that batches behind the damage are still found. Whatever it says is held has
 //! a batch line with the right checksum, and before it the very bytes that the batch line covers.
 
-use super::parse::{parse_line, parse_records};
+use super::parse::parse_line;
+use super::records::parse_records;
 use super::{
     BatchLine, BatchNumber, Checksum, Closing, Footer, Header, Line, LineFault, RecordsFault, SegmentNumber,
     SpooledBatch, count,
