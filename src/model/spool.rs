@@ -83,6 +83,8 @@ pub const HEADER_LEN_BYTES_MAX: u64 = 512;
 /// What stands before the digits of a line's checksum, and after them.
 const CHECKSUM_PREFIX: &[u8] = b",\"crc\":\"";
 const CHECKSUM_SUFFIX: &[u8] = b"\"}";
+/// About how long a record line is without what the record holds.
+const LINE_LEN_BYTES: usize = 128;
 /// How a record line begins.
 const RECORD_PREFIX: &[u8] = br#"{"kind":"record""#;
 
@@ -263,37 +265,79 @@ pub fn encode_footer(out: &mut Vec<u8>, footer: &Footer) {
     close_line(out, start);
 }
 
-/// Appends a chunk as a batch: its record lines and its batch line. Nothing is appended on error.
-///
-/// # Errors
-/// [`Contradiction`] when the chunk's counts don't add up to its range.
-pub fn encode_batch(
-    out: &mut Vec<u8>,
+/// The record lines of a chunk, and what its batch line will say of them but for its number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedChunk {
     key: StreamPartition,
-    chunk: &Chunk,
-    stamp: BatchStamp,
-) -> Result<BatchLine, Contradiction> {
-    let (range, absent_count) = account(key, chunk)?;
-    let start = out.len();
-    for record in &chunk.records {
-        encode_record(out, chunk, record);
+    topic: Arc<str>,
+    range: OffsetRange,
+    record_count: u64,
+    absent_count: u64,
+    absent_after: u64,
+    lines: Vec<u8>,
+    checksum: Checksum,
+}
+
+impl EncodedChunk {
+    /// Encodes the records of `chunk`.
+    ///
+    /// # Errors
+    /// [`Contradiction`] when the chunk's counts don't add up to its range.
+    pub fn new(key: StreamPartition, chunk: &Chunk) -> Result<Self, Contradiction> {
+        let (range, absent_count) = account(key, chunk)?;
+        let mut lines = Vec::with_capacity(chunk.arena.len() / 4 * 5 + chunk.records.len() * LINE_LEN_BYTES);
+        for record in &chunk.records {
+            encode_record(&mut lines, chunk, record);
+        }
+        Ok(Self {
+            key,
+            topic: Arc::clone(&chunk.source.topic),
+            range,
+            record_count: count(chunk.records.len()),
+            absent_count,
+            absent_after: chunk.absent_after,
+            checksum: Checksum::of(&lines),
+            lines,
+        })
     }
-    let records = out.get(start..).unwrap_or_default();
-    let line = BatchLine {
-        number: stamp.number,
-        append: stamp.append,
-        key,
-        topic: Arc::clone(&chunk.source.topic),
-        range,
-        record_count: count(chunk.records.len()),
-        absent_count,
-        absent_after: chunk.absent_after,
-        created_at_ms: stamp.created_at_ms,
-        len_bytes: count(records.len()),
-        records_checksum: Checksum::of(records),
-    };
-    encode_batch_line(out, &line);
-    Ok(line)
+
+    /// Its offsets.
+    #[must_use]
+    pub const fn range(&self) -> OffsetRange {
+        self.range
+    }
+
+    /// How many records it has.
+    #[must_use]
+    pub const fn record_count(&self) -> u64 {
+        self.record_count
+    }
+
+    /// The length of its record lines.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        count(self.lines.len())
+    }
+
+    /// Appends it as a batch: its record lines and its batch line.
+    pub fn append_to(&self, out: &mut Vec<u8>, stamp: BatchStamp) -> BatchLine {
+        let line = BatchLine {
+            number: stamp.number,
+            append: stamp.append,
+            key: self.key,
+            topic: Arc::clone(&self.topic),
+            range: self.range,
+            record_count: self.record_count,
+            absent_count: self.absent_count,
+            absent_after: self.absent_after,
+            created_at_ms: stamp.created_at_ms,
+            len_bytes: self.len_bytes(),
+            records_checksum: self.checksum,
+        };
+        out.extend_from_slice(&self.lines);
+        encode_batch_line(out, &line);
+        line
+    }
 }
 
 fn encode_batch_line(out: &mut Vec<u8>, line: &BatchLine) {

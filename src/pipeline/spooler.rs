@@ -1,10 +1,12 @@
 //! Appends records to the spool while PostgreSQL is away: what the lanes are for commits.
 //!
 //! A partition that spools has an assignment as any other, but no claim: nothing of it is decoded or committed.
-//! Appended is what is on the disk. While the disk is full, or fails, the records wait here, the queue behind them
-//! fills, and the poll thread pauses the partitions and polls on: nothing is dropped.
+//! Appended is what is on the disk. While one append is on its way there, the chunks of the next one are taken and encoded.
+//! While the disk is full, or fails, the records wait here, the queue behind them fills, and the poll thread pauses the
+//! partitions and polls on: nothing is dropped.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,13 +15,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::lane::{GiveUp, LaneReport};
 use crate::model::position::{Offset, StreamPartition};
 use crate::model::record::{AssignmentId, Chunk};
+use crate::model::spool::{EncodedChunk, SpoolStats};
 use crate::observe::board::Board;
 use crate::observe::{Clock, Metrics};
 use crate::spool::{Spool, SpoolError};
 
 /// How many chunks, and bytes of them, go into one append and its sync.
 const APPEND_CHUNK_COUNT: usize = 64;
-const APPEND_LEN_BYTES: usize = 8 << 20;
+const APPEND_LEN_BYTES: u64 = 8 << 20;
 /// How long to wait before an append that failed is tried again.
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 
@@ -46,6 +49,16 @@ pub(super) enum SpoolerControl {
     Abandon { assignments: Vec<AssignmentId>, reply: oneshot::Sender<()> },
 }
 
+/// A chunk that is not known to be on the disk.
+#[derive(Clone)]
+struct Pending {
+    assignment: AssignmentId,
+    chunk: EncodedChunk,
+}
+
+/// What became of an append, and how the spool stands after it; `None` when its thread died.
+type Append = Pin<Box<dyn Future<Output = Option<(Result<(), SpoolError>, SpoolStats)>> + Send>>;
+
 pub(super) struct Spooler {
     spool: SharedSpool,
     chunks: mpsc::Receiver<Arc<Chunk>>,
@@ -56,7 +69,10 @@ pub(super) struct Spooler {
     clock: Clock,
     /// Where each partition goes on, with what is pending.
     adopted: HashMap<AssignmentId, (StreamPartition, Offset)>,
-    pending: Vec<Arc<Chunk>>,
+    pending: Vec<Pending>,
+    /// What is on its way to the disk, and came before what is pending.
+    appending: Arc<Vec<Pending>>,
+    append: Option<Append>,
 }
 
 impl Spooler {
@@ -67,127 +83,164 @@ impl Spooler {
         (board, metrics, clock): (Board, Arc<Metrics>, Clock),
     ) -> Self {
         let (adopted, pending) = (HashMap::new(), Vec::new());
-        Self { spool, chunks, control, reports, board, metrics, clock, adopted, pending }
+        let (appending, append) = (Arc::default(), None);
+        Self { spool, chunks, control, reports, board, metrics, clock, adopted, pending, appending, append }
     }
 
     /// Works until the loop hangs up.
     pub(super) async fn run(mut self) {
         let mut is_failing = false;
         loop {
+            if !is_failing {
+                self.begin_append();
+            }
             tokio::select! {
                 biased;
                 control = self.control.recv() => match control {
-                    Some(control) => self.obey(control),
-                    None => return,
+                    Some(control) => is_failing |= !self.obey(control).await,
+                    None => break,
                 },
-                () = tokio::time::sleep(RETRY_WAIT), if is_failing => is_failing = !self.append().await,
-                chunk = self.chunks.recv(), if !is_failing => match chunk {
-                    Some(chunk) => {
-                        self.take(chunk);
-                        while self.has_room() && let Ok(chunk) = self.chunks.try_recv() {
-                            self.take(chunk);
-                        }
-                        is_failing = !self.append().await;
-                    }
-                    None => return,
+                appended = ended(&mut self.append) => is_failing = !self.note(appended),
+                () = tokio::time::sleep(RETRY_WAIT), if is_failing => is_failing = false,
+                chunk = self.chunks.recv(), if !is_failing && self.has_room() => match chunk {
+                    Some(chunk) => is_failing |= !self.take(&chunk).await,
+                    None => break,
                 },
             }
         }
+        if self.settle().await {
+            self.begin_append();
+            self.settle().await;
+        }
     }
 
-    fn obey(&mut self, control: SpoolerControl) {
+    /// Returns `false` when what was being appended must be tried again.
+    async fn obey(&mut self, control: SpoolerControl) -> bool {
         match control {
             SpoolerControl::Adopt { assignment, key, position } => {
                 self.adopted.insert(assignment, (key, position));
+                true
             }
             SpoolerControl::Abandon { assignments, reply } => {
+                // What is appended behind this answer could be read from Kafka once more, by whoever asks for the tails.
+                let is_well = self.settle().await;
                 self.adopted.retain(|assignment, _| !assignments.contains(assignment));
-                self.pending.retain(|chunk| !assignments.contains(&chunk.assignment));
+                self.pending.retain(|pending| !assignments.contains(&pending.assignment));
+                if self.pending.is_empty() {
+                    self.board.lock().spool.trouble = None;
+                }
                 if reply.send(()).is_err() {
                     tracing::debug!("nobody waits for the partitions that spool no more");
                 }
+                is_well
             }
         }
     }
 
     fn has_room(&self) -> bool {
-        let len_bytes: usize = self.pending.iter().map(|chunk| chunk.arena.len()).sum();
+        let len_bytes: u64 = self.pending.iter().map(|pending| pending.chunk.len_bytes()).sum();
         self.pending.len() < APPEND_CHUNK_COUNT && len_bytes < APPEND_LEN_BYTES
     }
 
-    fn take(&mut self, chunk: Arc<Chunk>) {
+    /// Returns `false` when what was being appended must be tried again.
+    async fn take(&mut self, chunk: &Chunk) -> bool {
+        let assignment = chunk.assignment;
         // Records of an assignment that ended are dropped here.
-        let Some((_, next)) = self.adopted.get_mut(&chunk.assignment) else { return };
-        if *next == chunk.start {
-            *next = chunk.end;
-            self.pending.push(chunk);
-        } else {
+        let Some((key, next)) = self.adopted.get_mut(&assignment) else { return true };
+        if *next != chunk.start {
             tracing::error!(partition = %chunk.source, expected = %next, found = %chunk.start, "records are missing between poll and spool");
-            self.give_up(chunk.assignment, GiveUp::Discontinuity);
+            return self.give_up(assignment).await;
+        }
+        *next = chunk.end;
+        match EncodedChunk::new(*key, chunk) {
+            Ok(chunk) => {
+                self.pending.push(Pending { assignment, chunk });
+                true
+            }
+            Err(contradiction) => {
+                tracing::error!(%contradiction, "a chunk contradicts itself; its partition is read again");
+                self.give_up(assignment).await
+            }
         }
     }
 
-    /// Appends what is pending; `false`: it must be tried again.
-    async fn append(&mut self) -> bool {
-        let pending: Vec<(StreamPartition, Arc<Chunk>)> = self
-            .pending
-            .iter()
-            .filter_map(|chunk| Some((self.adopted.get(&chunk.assignment)?.0, Arc::clone(chunk))))
-            .collect();
-        if pending.is_empty() {
-            self.pending.clear();
-            self.board.lock().spool.trouble = None;
+    /// Begins to append what is pending, unless an append is under way.
+    fn begin_append(&mut self) {
+        if self.append.is_some() || self.pending.is_empty() {
+            return;
+        }
+        self.appending = Arc::new(std::mem::take(&mut self.pending));
+        let (chunks, now_ms, spool) =
+            (Arc::clone(&self.appending), self.clock.unix_ms(), Arc::clone(&self.spool));
+        self.append = Some(Box::pin(async move {
+            with_spool(&spool, move |spool| {
+                let outcome = spool.append(chunks.iter().map(|pending| &pending.chunk), now_ms);
+                (outcome, spool.stats())
+            })
+            .await
+        }));
+    }
+
+    /// Waits for the append that is under way. Returns `false` when it must be tried again.
+    async fn settle(&mut self) -> bool {
+        if self.append.is_none() {
             return true;
         }
-        let now_ms = self.clock.unix_ms();
-        let appended = with_spool(&self.spool, move |spool| {
-            let chunks: Vec<(StreamPartition, &Chunk)> =
-                pending.iter().map(|(key, chunk)| (*key, chunk.as_ref())).collect();
-            let outcome = spool.append(&chunks, now_ms);
-            (outcome, spool.stats())
-        })
-        .await;
-        let Some((outcome, stats)) = appended else { return false };
-        let mut board = self.board.lock();
-        board.spool.stats = stats;
-        match outcome {
-            Ok(()) => {
-                board.spool.trouble = None;
-                let mut record_count = 0;
-                for chunk in self.pending.drain(..) {
-                    record_count += chunk.records.len();
-                    if let Some(owned) = board.owned.get_mut(&chunk.assignment) {
-                        owned.spooled_to = Some(chunk.end);
-                    }
-                }
-                self.metrics.spool.appended(u64::try_from(record_count).unwrap_or(u64::MAX));
-                true
-            }
-            Err(SpoolError::Broken(contradiction)) => {
-                drop(board);
-                tracing::error!(%contradiction, "a chunk contradicts itself; its partition is read again");
-                let assignments: Vec<AssignmentId> = self.adopted.keys().copied().collect();
-                assignments
-                    .into_iter()
-                    .for_each(|assignment| self.give_up(assignment, GiveUp::Discontinuity));
-                true
-            }
-            Err(error) => {
-                if board.spool.trouble.is_none() {
-                    tracing::error!(%error, "the spool takes nothing; partitions are paused and nothing is lost");
-                }
-                board.spool.trouble = Some(error.to_string());
-                false
-            }
-        }
+        let appended = ended(&mut self.append).await;
+        self.note(appended)
     }
 
-    fn give_up(&mut self, assignment: AssignmentId, why: GiveUp) {
+    /// Notes what became of an append. Returns `false` when it must be tried again.
+    fn note(&mut self, appended: Option<(Result<(), SpoolError>, SpoolStats)>) -> bool {
+        let appending = std::mem::take(&mut self.appending);
+        let mut board = self.board.lock();
+        if let Some((_, stats)) = &appended {
+            board.spool.stats = *stats;
+        }
+        let error = match appended {
+            Some((Ok(()), _)) => {
+                board.spool.trouble = None;
+                for Pending { assignment, chunk } in appending.iter() {
+                    if let Some(owned) = board.owned.get_mut(assignment) {
+                        owned.spooled_to = Some(chunk.range().end());
+                    }
+                }
+                self.metrics
+                    .spool
+                    .appended(appending.iter().map(|pending| pending.chunk.record_count()).sum());
+                return true;
+            }
+            Some((Err(error), _)) => error.to_string(),
+            None => "a thread of the spool died".to_owned(),
+        };
+        if board.spool.trouble.is_none() {
+            tracing::error!(error, "the spool takes nothing; partitions are paused and nothing is lost");
+        }
+        board.spool.trouble = Some(error);
+        // The thread has dropped its own by now.
+        let later = std::mem::take(&mut self.pending);
+        self.pending = Arc::try_unwrap(appending).unwrap_or_else(|shared| shared.to_vec());
+        self.pending.extend(later);
+        false
+    }
+
+    /// Returns `false` when what was being appended must be tried again.
+    async fn give_up(&mut self, assignment: AssignmentId) -> bool {
+        let is_well = self.settle().await;
         self.adopted.remove(&assignment);
-        self.pending.retain(|chunk| chunk.assignment != assignment);
+        self.pending.retain(|pending| pending.assignment != assignment);
         // Unbounded, and bounded by one report for each assignment.
-        if self.reports.send(LaneReport { assignment, why }).is_err() {
+        if self.reports.send(LaneReport { assignment, why: GiveUp::Discontinuity }).is_err() {
             tracing::debug!("the supervisor is gone");
         }
+        is_well
     }
+}
+
+/// What became of an append; never, while there is none.
+async fn ended(append: &mut Option<Append>) -> Option<(Result<(), SpoolError>, SpoolStats)> {
+    let Some(under_way) = append else { return std::future::pending().await };
+    let outcome = under_way.await;
+    *append = None;
+    outcome
 }

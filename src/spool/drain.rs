@@ -6,7 +6,7 @@ use crate::model::position::{Offset, StreamPartition};
 use crate::model::record::Chunk;
 use crate::model::spool::walk::{Depth, Step, Walk};
 use crate::model::spool::{
-    BatchLine, BatchStamp, Checksum, Closing, Footer, Header, SegmentNumber, SpooledBatch, encode_batch,
+    BatchLine, BatchStamp, Checksum, Closing, EncodedChunk, Footer, Header, SegmentNumber, SpooledBatch,
     encode_footer, encode_header,
 };
 
@@ -132,7 +132,8 @@ impl<D: Disk> Spool<D> {
             &mut lines,
             &Header { segment, instance, created_at_ms, next_batch: number, previous: None },
         );
-        encode_batch(&mut lines, line.key, chunk, BatchStamp { number, append, created_at_ms })?;
+        EncodedChunk::new(line.key, chunk)?
+            .append_to(&mut lines, BatchStamp { number, append, created_at_ms });
         let len_bytes = u64::try_from(lines.len()).unwrap_or(u64::MAX);
         let closing = Closing { segment, len_bytes, checksum: Checksum::of(&lines) };
         encode_footer(&mut lines, &Footer { closing, batch_count: 1, record_count: line.record_count });

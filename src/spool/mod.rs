@@ -32,7 +32,7 @@
 //!
 //! # Writing
 //!
-//! 1. All batches of an append are encoded, then room is made: drained segments go, oldest first, while
+//! 1. All batches of an append are put together, then room is made: drained segments go, oldest first, while
 //!    `SPOOL_MAX_BYTES` or `SPOOL_MIN_FREE_BYTES` asks for it. Not enough: [`SpoolError::Full`].
 //! 2. A segment of 64 MiB gets its footer and is synced. A new one is created with its header, synced, and its
 //!    name is made durable by a sync of the directories, before anything is appended.

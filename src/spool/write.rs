@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::position::StreamPartition;
-use crate::model::record::Chunk;
 use crate::model::spool::{
-    BatchLine, BatchStamp, Checksum, Closing, FOOTER_LEN_BYTES_MAX, Footer, HEADER_LEN_BYTES_MAX, Header,
-    encode_batch, encode_footer, encode_header,
+    BatchLine, BatchStamp, Checksum, Closing, EncodedChunk, FOOTER_LEN_BYTES_MAX, Footer,
+    HEADER_LEN_BYTES_MAX, Header, encode_footer, encode_header,
 };
 
 use super::disk::{Disk, DiskFile};
@@ -28,33 +26,22 @@ impl<D: Disk> Spool<D> {
     ///
     /// # Errors
     /// None of the chunks is held then. [`SpoolError::Full`] and [`SpoolError::Failed`]: pause and append the
-    /// same chunks again later. [`SpoolError::Broken`]: one of them contradicts itself.
-    pub fn append(&mut self, chunks: &[(StreamPartition, &Chunk)], now_ms: i64) -> Result<(), SpoolError> {
-        let mut lines = std::mem::take(&mut self.lines);
+    /// same chunks again later.
+    pub fn append<'a>(
+        &mut self,
+        chunks: impl IntoIterator<Item = &'a EncodedChunk>,
+        now_ms: i64,
+    ) -> Result<(), SpoolError> {
+        let (mut lines, mut batches) = (std::mem::take(&mut self.lines), Vec::new());
         lines.clear();
-        let written = self.encode(&mut lines, chunks, now_ms).and_then(|batches| {
-            if !batches.is_empty() {
-                self.write(&lines, &batches, now_ms)?;
-            }
-            Ok(())
-        });
-        self.lines = lines;
-        written
-    }
-
-    fn encode(
-        &self,
-        lines: &mut Vec<u8>,
-        chunks: &[(StreamPartition, &Chunk)],
-        created_at_ms: i64,
-    ) -> Result<Vec<BatchLine>, SpoolError> {
-        let append = self.next_batch;
-        let (mut batches, mut number) = (Vec::with_capacity(chunks.len()), append);
-        for (key, chunk) in chunks.iter().filter(|(_, chunk)| chunk.start != chunk.end) {
-            batches.push(encode_batch(lines, *key, chunk, BatchStamp { number, append, created_at_ms })?);
+        let (append, mut number) = (self.next_batch, self.next_batch);
+        for chunk in chunks.into_iter().filter(|chunk| !chunk.range().is_empty()) {
+            batches.push(chunk.append_to(&mut lines, BatchStamp { number, append, created_at_ms: now_ms }));
             number = number.next();
         }
-        Ok(batches)
+        let written = if batches.is_empty() { Ok(()) } else { self.write(&lines, &batches, now_ms) };
+        self.lines = lines;
+        written
     }
 
     fn write(&mut self, lines: &[u8], batches: &[BatchLine], now_ms: i64) -> Result<(), SpoolError> {

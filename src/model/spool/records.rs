@@ -1,7 +1,7 @@
 //! From the record lines of a batch back to its records.
 //!
 //! What is read are the very bytes that were written, as the batch line's checksum says, so they are taken as
-//! [`super::encode_batch`] writes them: every field in its place.
+//! [`super::EncodedChunk`] writes them: every field in its place.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -101,7 +101,7 @@ enum Place {
 /// Whether the records before a batch line have to be parsed, or only checked to be the bytes that it covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// Only checksums. What passes was written by [`super::encode_batch`].
+    /// Only checksums. What passes was written by [`super::EncodedChunk`].
     Checksums,
     /// Each record, as for reading it back.
     Records,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::sim::SimDisk;
-use crate::model::position::StreamPartition;
 use crate::model::record::{AssignmentId, Chunk};
+use crate::model::spool::EncodedChunk;
 use crate::model::spool::tests::{Plain, key, plain};
 use crate::spool::{Drain, Next, Quarantined, Recovery, Spool, SpoolError, SpoolLimits};
 
@@ -34,8 +34,8 @@ pub(super) fn open(disk: &SimDisk, limits: SpoolLimits) -> Result<(Spool<SimDisk
 }
 
 /// Chunks with the keys that they are appended under.
-pub(super) fn keyed(chunks: &[Chunk]) -> Vec<(StreamPartition, &Chunk)> {
-    chunks.iter().map(|chunk| (key(chunk.source.partition.0), chunk)).collect()
+pub(super) fn keyed(chunks: &[Chunk]) -> Vec<EncodedChunk> {
+    chunks.iter().map(|chunk| EncodedChunk::new(key(chunk.source.partition.0), chunk).unwrap()).collect()
 }
 
 /// What a drain finds, from the oldest batch on.
