@@ -141,7 +141,7 @@ fn open_home(config: &Config) -> anyhow::Result<Option<Home>> {
         Ok(home) => Ok(Some(home)),
         Err(error @ HomeError::Held { .. }) => Err(error.into()),
         // The projector says it, and tries again.
-        Err(HomeError::Failed { .. }) => Ok(None),
+        Err(HomeError::Foreign { .. } | HomeError::Failed { .. }) => Ok(None),
     }
 }
 

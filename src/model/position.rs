@@ -151,6 +151,13 @@ impl OffsetRange {
         self.end.0.abs_diff(self.start.0)
     }
 
+    /// Its first `count` offsets, or all of them.
+    #[must_use]
+    pub fn first(&self, count: u64) -> Self {
+        let end = self.start.0.saturating_add(i64::try_from(count).unwrap_or(i64::MAX));
+        Self { start: self.start, end: self.end.min(Offset(end)) }
+    }
+
     /// Whether the range holds no offset.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -187,6 +194,9 @@ mod tests {
         assert_eq!(OffsetRange::new(at(3), at(5)).unwrap().span(), 2);
         assert!(OffsetRange::new(at(3), at(3)).unwrap().is_empty());
         assert_eq!(OffsetRange::new(at(5), at(3)), None);
+        let range = OffsetRange::new(at(3), at(9)).unwrap();
+        assert_eq!(range.first(2), OffsetRange::new(at(3), at(5)).unwrap());
+        assert_eq!((range.first(6), range.first(u64::MAX), range.first(0).is_empty()), (range, range, true));
         assert_eq!(Offset::new(-1001), None);
         assert_eq!(at(5).distance_to(at(3)), None);
         assert_eq!(at(3).next(), at(4));

@@ -26,7 +26,7 @@ use self::disk::{Disk, DiskFile, LocalDisk};
 use crate::failpoint;
 
 /// How many files are open at once; the one that was not used for longest is closed for another.
-pub const OPEN_MAX_COUNT: usize = 8;
+pub const OPEN_MAX_COUNT: usize = 64;
 /// How much is compared or copied at once.
 const PIECE_LEN_BYTES: usize = 64 << 10;
 
@@ -119,6 +119,14 @@ impl<D: Disk> DayFiles<D> {
     pub fn len_bytes(&self, name: &str) -> Result<u64, DayFileError> {
         let path = self.path(name);
         self.disk.len_bytes(&path).doing("look at", &path).map(|len_bytes| len_bytes.unwrap_or(0))
+    }
+
+    /// The names of what is in the folder; none when it is not there.
+    ///
+    /// # Errors
+    /// [`DayFileError::Failed`].
+    pub fn names(&self) -> Result<Vec<String>, DayFileError> {
+        self.disk.names(&self.folder).doing("list", &self.folder)
     }
 
     /// Puts `bytes`, which are whole lines, at `at` of a file, which is made if `at` is 0. What stands there and differs

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use crate::model::projection::{DayFile, DaySink};
 use crate::outlet::day_files::disk::{Disk as DayDisk, LocalDisk as LocalDayDisk};
 use crate::spool;
 use crate::spool::disk::{Disk, LocalDisk, LockFault};
@@ -28,6 +29,19 @@ pub enum HomeError {
         /// Who has it, as far as that is known.
         holder: String,
     },
+    /// It has no `INSTANCE`, and files that are named like ours: to write there would push them aside.
+    #[error(
+        "LOG_DIR={} has no INSTANCE, and {} in it is a day file of another program or instance; name another directory, or \
+         move its day files away",
+        root.display(),
+        file.display()
+    )]
+    Foreign {
+        /// The directory.
+        root: PathBuf,
+        /// One of the files.
+        file: PathBuf,
+    },
     /// It can't be made, or not be written to: try again later.
     #[error(
         "use LOG_DIR={}: {source}; make it writable, name another, or set PURVIEW_LOG=off and TRUST_LOG=off",
@@ -48,6 +62,7 @@ impl HomeError {
     pub const fn class(&self) -> &'static str {
         match self {
             Self::Held { .. } => "held",
+            Self::Foreign { .. } => "foreign",
             Self::Failed { .. } => "home",
         }
     }
@@ -71,6 +86,11 @@ impl Home {
             }
             LockFault::Io(source) => failed(source),
         })?;
+        if Self::instance_in(root).map_err(failed)?.is_none()
+            && let Some(file) = day_file_in(root).map_err(failed)?
+        {
+            return Err(HomeError::Foreign { root: root.to_owned(), file });
+        }
         // Under the lock, so no other process writes an id at the same time.
         let instance = spool::instance_of(root).map_err(failed)?;
         Ok(Self { root: root.to_owned(), instance, _lock: lock })
@@ -99,4 +119,16 @@ impl Home {
     pub const fn instance(&self) -> Uuid {
         self.instance
     }
+}
+
+/// A file in `root` that is named like a day file, if there is one, below `root`.
+fn day_file_in(root: &Path) -> io::Result<Option<PathBuf>> {
+    for sink in DaySink::ALL {
+        let folder = Path::new(sink.as_str());
+        let names = LocalDayDisk.names(&root.join(folder))?;
+        if let Some(name) = names.iter().find(|name| DayFile::read(sink, name).is_some()) {
+            return Ok(Some(folder.join(name)));
+        }
+    }
+    Ok(None)
 }

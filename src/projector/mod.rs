@@ -81,6 +81,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How much one intent takes: rows, bytes of lines beyond the last of them, files.
 const ROW_MAX_COUNT: i64 = 10_000;
 const LINES_MAX_LEN_BYTES: usize = 8 << 20;
+/// How many offsets of a partition one intent passes at most: where few events have a line, reading on for enough rows would
+/// exceed the statement timeout, again and again.
+const OFFSET_MAX_COUNT: u64 = 100_000;
 /// The least number of rows that each partition gets in one intent.
 const ROW_SHARE_COUNT: i64 = 500;
 /// A partition that is so many offsets behind Kafka's end has a backlog.
@@ -88,6 +91,9 @@ const BACKLOG_COUNT: u64 = 20_000;
 /// Beyond the longest lag: how long a partition has stored nothing before another instance than its owner writes its
 /// lines.
 const LEFT_MARGIN: Duration = Duration::from_secs(15);
+/// After another instance took what was left behind, so long at least, and up to twice as long, only what is our own is
+/// looked for: whoever came first goes on with it.
+const OUTRUN_WAIT: Duration = Duration::from_secs(3);
 /// How long bytes beyond a file's recorded length are left alone while there is nothing to do.
 const TAIL_PATIENCE: Duration = Duration::from_secs(60);
 /// A file that got its last line longer ago is not missed when it is gone: somebody put it away.

@@ -1,31 +1,39 @@
 //! What is recorded of a file, written again: an intent that was not finished, a file that was cut or removed.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
+use super::draft::{KnownFile, Put};
 use super::lines::SegmentLines;
 use super::writer::{Fault, SinkWriter, answered};
 use super::{LINES_MAX_LEN_BYTES, TAIL_PATIENCE};
 use crate::model::projection::DayFile;
-use crate::outlet::day_files::DayFileError;
-use crate::store::{Segment, SegmentScope};
+use crate::outlet::day_files::{DayFileError, DayFiles};
+use crate::store::{FileRecord, Segment, SegmentScope};
+
+fn lengths_of(day_files: &DayFiles, files: BTreeSet<DayFile>) -> Result<Vec<(DayFile, u64)>, DayFileError> {
+    files.into_iter().map(|file| Ok((file, day_files.len_bytes(&file.to_string())?))).collect()
+}
 
 impl SinkWriter {
-    /// Compares the lengths of all files with what is recorded. One that is short is written again, unless its last line
-    /// is old and it is gone whole.
+    /// Compares the lengths of all files with what is recorded, those of which nothing is recorded too. One that is short is
+    /// written again, unless its last line is old and it is gone whole.
     pub(super) async fn compare_lengths(&mut self, now: Instant) -> Result<(), Fault> {
         let Some(known) = &self.known else { return Ok(()) };
-        let files: Vec<DayFile> = known.files.keys().copied().collect();
+        let mut files: BTreeSet<DayFile> = known.files.keys().copied().collect();
+        let sink = self.writer.sink;
         let lengths = self
             .with_files(move |day_files| {
-                let length = |file: DayFile| Ok((file, day_files.len_bytes(&file.to_string())?));
-                files.into_iter().map(length).collect::<Result<Vec<_>, DayFileError>>()
+                files.extend(day_files.names()?.iter().filter_map(|name| DayFile::read(sink, name)));
+                lengths_of(day_files, files)
             })
             .await?;
         let Some(known) = &mut self.known else { return Ok(()) };
         for (file, len_bytes) in lengths {
             let name = file.to_string();
             let open = known.open.iter().find(|segment| segment.file_name == name);
-            let Some(record) = known.files.get_mut(&file) else { continue };
+            // One that is not recorded is of an intent that a failover or `projections adopt` took away.
+            let record = known.files.entry(file).or_insert(KnownFile::of(&FileRecord::default(), now));
             if len_bytes > record.len_bytes {
                 tracing::warn!(
                     file = name,
@@ -44,6 +52,28 @@ impl SinkWriter {
             }
         }
         Ok(())
+    }
+
+    /// Marks those of the files to be written that are gone and got their last line long ago: somebody put them away, and
+    /// their lines go to the day's next file. Whether there are such.
+    pub(super) async fn notice_archived(&mut self, puts: &[Put]) -> Result<bool, Fault> {
+        let (now, sink) = (self.clock.monotonic(), self.writer.sink);
+        let Some(known) = &self.known else { return Ok(false) };
+        let is_old = |file: &DayFile| known.files.get(file).is_some_and(|known| now >= known.missed_until);
+        let behind = puts.iter().filter(|put| put.at > 0).filter_map(|put| DayFile::read(sink, &put.name));
+        let old: BTreeSet<DayFile> = behind.filter(is_old).collect();
+        if old.is_empty() {
+            return Ok(false);
+        }
+        let lengths = self.with_files(move |day_files| lengths_of(day_files, old)).await?;
+        let mut is_any = false;
+        for (file, _) in lengths.iter().filter(|(_, len_bytes)| *len_bytes == 0) {
+            if let Some(record) = self.known.as_mut().and_then(|known| known.files.get_mut(file)) {
+                record.is_archived = true;
+                is_any = true;
+            }
+        }
+        Ok(is_any)
     }
 
     /// Writes what is intended and may not be in its files, and files that were found short.

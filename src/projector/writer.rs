@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::draft::{Draft, KnownFile, KnownFiles, Put};
 use super::home::Home;
 use super::{
-    BACKLOG_COUNT, FILE_AGE_MAX, LEFT_MARGIN, LOOK_INTERVAL, MERGE_COUNT, ProjectorSettings, RETRY_FIRST,
-    RETRY_MOST, ROW_MAX_COUNT, ROW_SHARE_COUNT, STORE_TIMEOUT,
+    BACKLOG_COUNT, FILE_AGE_MAX, LEFT_MARGIN, LOOK_INTERVAL, MERGE_COUNT, OFFSET_MAX_COUNT, OUTRUN_WAIT,
+    ProjectorSettings, RETRY_FIRST, RETRY_MOST, ROW_MAX_COUNT, ROW_SHARE_COUNT, STORE_TIMEOUT,
 };
 use crate::failpoint;
 use crate::model::backoff::RetryPolicy;
@@ -101,6 +101,8 @@ pub(super) struct SinkWriter {
     /// Away while a thread works with them.
     files: Option<DayFiles>,
     caught_up_at: Instant,
+    /// Until then what others left behind is not looked for.
+    outrun_until: Instant,
     round_count: usize,
     retry: RetryPolicy,
 }
@@ -125,6 +127,7 @@ impl SinkWriter {
             known: None,
             files: None,
             caught_up_at,
+            outrun_until: caught_up_at,
             round_count: 0,
             retry: RetryPolicy::new(RETRY_FIRST, RETRY_MOST),
         }
@@ -186,7 +189,9 @@ impl SinkWriter {
         self.learn().await?;
         self.finish_open().await?;
         let owned: Vec<StreamPartition> = self.board.lock().owned.values().map(|owned| owned.key).collect();
-        let (sink, left_after) = (self.writer.sink, self.settings.lag_max + LEFT_MARGIN);
+        let looks_for_left = self.clock.monotonic() >= self.outrun_until;
+        let left_after = looks_for_left.then_some(self.settings.lag_max + LEFT_MARGIN);
+        let sink = self.writer.sink;
         let settings = Arc::clone(&self.settings);
         let asked = self.session()?.projection_work((sink, &settings.store.group), &owned, left_after);
         let work = answered(asked).await?;
@@ -199,12 +204,20 @@ impl SinkWriter {
             return Ok(Round::CaughtUp);
         }
         let (has_more, taken, segments, puts) = self.draft(work).await?;
+        if self.notice_archived(&puts).await? {
+            return Ok(Round::More);
+        }
         match self.intend(&taken, segments).await? {
             Recorded::Done => {}
-            Recorded::Outrun => return Ok(Round::More),
+            Recorded::Outrun => {
+                let spread = OUTRUN_WAIT.mul_f64(f64::from(self.writer.run.as_bytes()[0]) / 256.0);
+                self.outrun_until = self.clock.monotonic() + OUTRUN_WAIT + spread;
+                return Ok(Round::More);
+            }
             Recorded::NotOurs(run) => return self.lost(run),
         }
         self.write(puts).await?;
+        self.merge_segments().await?;
         if has_more {
             return Ok(Round::More);
         }
@@ -288,17 +301,16 @@ impl SinkWriter {
                 break;
             }
             let end = if work.origin == WorkOrigin::Gap {
-                PageEnd::Range
+                work.range.end()
             } else {
-                let rows =
-                    session.projection_rows(sink, (work.key, work.range, None), share, |offset, row| {
-                        draft.take(offset, row)
-                    });
-                answered(rows).await?
-            };
-            let end = match end {
-                PageEnd::Range => work.range.end(),
-                PageEnd::Before(offset) => offset.min(work.range.end()),
+                let page = work.range.first(OFFSET_MAX_COUNT);
+                let rows = session.projection_rows(sink, (work.key, page, None), share, |offset, row| {
+                    draft.take(offset, row)
+                });
+                match answered(rows).await? {
+                    PageEnd::Range => page.end(),
+                    PageEnd::Before(offset) => offset.min(page.end()),
+                }
             };
             has_more |= end < work.range.end();
             let cut = OffsetRange::new(work.range.start(), end).unwrap_or(work.range);
@@ -399,16 +411,17 @@ impl SinkWriter {
         }
     }
 
-    /// Files with many small records get large ones.
+    /// Files with many small records get large ones, of what is confirmed.
     async fn merge_segments(&mut self) -> Result<(), Fault> {
         let writer = self.writer;
         let Some(known) = &self.known else { return Ok(()) };
-        let number = known.intended;
+        let (number, open_count) =
+            if known.is_confirmed { (known.intended, 0) } else { (known.intended - 1, 1) };
         let many = known.files.iter().find(|(_, known)| known.small_count >= MERGE_COUNT);
         let Some(file) = many.map(|(file, _)| *file) else { return Ok(()) };
         answered(self.session()?.merge_segments(writer, &file.to_string(), number)).await?;
         if let Some(known) = self.known.as_mut().and_then(|known| known.files.get_mut(&file)) {
-            known.small_count = 0;
+            known.small_count = open_count;
         }
         Ok(())
     }

@@ -178,7 +178,8 @@ impl Session {
     }
 
     /// What of `group` may be written next, by partition: behind the cursors of `owned`, which are made at the first
-    /// offset of a partition that has none, of partitions that nobody wrote for `left_after`, and pending ranges.
+    /// offset of a partition that has none, and unless `left_after` is `None`, of partitions that nobody wrote for so long,
+    /// and pending ranges.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -186,7 +187,7 @@ impl Session {
         &mut self,
         (sink, group): (DaySink, &str),
         owned: &[StreamPartition],
-        left_after: std::time::Duration,
+        left_after: Option<std::time::Duration>,
     ) -> Result<Vec<ProjectionWork>, StoreError> {
         sqlx::query(
             "INSERT INTO audit_events.projection_cursors (sink, stream_id, partition, next_offset) \
@@ -220,14 +221,14 @@ impl Session {
                FROM audit_events.projection_pending AS p \
                JOIN audit_events.consumer_offsets AS o \
                  ON o.stream_id = p.stream_id AND o.partition = p.partition AND o.next_offset >= p.end_offset \
-              WHERE p.sink = $1 AND o.group_id = $2 \
+              WHERE p.sink = $1 AND o.group_id = $2 AND $5 IS NOT NULL \
               ORDER BY 1, 2, 3",
         )
         .bind(sink.as_str())
         .bind(group)
         .bind(owned.iter().map(|key| key.stream.0).collect::<Vec<_>>())
         .bind(owned.iter().map(|key| key.partition.0).collect::<Vec<_>>())
-        .bind(left_after.as_secs_f64())
+        .bind(left_after.map(|left_after| left_after.as_secs_f64()))
         .fetch_all(&mut self.connection)
         .await?;
         rows.iter()

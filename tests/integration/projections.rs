@@ -2,6 +2,7 @@
 
 mod disk;
 mod follower;
+mod old;
 mod operator;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -286,7 +287,7 @@ fn each_event_is_in_the_file_of_its_own_day_whenever_it_comes() {
     .map(str::to_owned)
     .into();
     // More days than files are open at once, again and again.
-    times.extend((0..200).map(|index| format!("2025-{:02}-{:02}T12:00:00Z", 1 + index % 7, 1 + index % 28)));
+    times.extend((0..200).map(|index| format!("2025-{:02}-{:02}T12:00:00Z", 1 + index % 12, 1 + index % 28)));
     let payloads: Vec<Option<Vec<u8>>> =
         times.iter().enumerate().map(|(index, time)| event(index, time, index % 3 > 0)).collect();
     scene.send_all(&payloads);

@@ -1,11 +1,13 @@
 //! Day files against the rows: the count of all lines in PostgreSQL, and every byte of the files of this `LOG_DIR`.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::super::table::{Table, with_thousands};
+use crate::model::projection::{DayFile, DaySink};
 use crate::projector::{Home, SegmentLines};
 use crate::store::{
     ProjectionFile, ProjectionLines, SegmentScope, Session, SessionPurpose, StoreError, StoreSettings, Writer,
@@ -50,8 +52,15 @@ impl Projections {
         projections.compare_counts();
         match Home::instance_in(log_dir) {
             Ok(Some(instance)) => {
+                // Their lengths first: whatever stands in a file was recorded before it was written.
+                let mut lengths = lengths_in(log_dir);
                 for file in session.projection_files(Some(instance)).await? {
+                    let len_bytes = lengths.remove(&(file.sink, file.name.clone())).unwrap_or(0);
+                    projections.compare_length(log_dir, (file.sink, &file.name), (len_bytes, file.len_bytes));
                     projections.compare_file(&mut session, log_dir, file).await?;
+                }
+                for ((sink, name), len_bytes) in lengths {
+                    projections.compare_length(log_dir, (sink, &name), (len_bytes, 0));
                 }
             }
             Ok(None) => projections.note = Some(format!("{} has no INSTANCE", log_dir.display())),
@@ -59,6 +68,23 @@ impl Projections {
         }
         session.close().await;
         Ok(projections)
+    }
+
+    fn compare_length(
+        &mut self,
+        log_dir: &Path,
+        (sink, name): (DaySink, &str),
+        (found, recorded): (u64, u64),
+    ) {
+        if found > recorded {
+            self.differences.push(Difference {
+                code: "file_longer",
+                name: log_dir.join(sink.as_str()).join(name).display().to_string(),
+                expected: format!("at most {recorded} bytes"),
+                found: format!("{found} bytes"),
+                text: "what follows was never recorded, or a failover lost the record; a running daemon puts it into FILE.orphan",
+            });
+        }
     }
 
     pub(super) fn is_ok(&self) -> bool {
@@ -183,6 +209,19 @@ impl Projections {
         table.write_to(out)?;
         Ok(())
     }
+}
+
+/// The lengths of the day files in a directory, in bytes. What can't be read is told when the file is compared.
+fn lengths_in(log_dir: &Path) -> BTreeMap<(DaySink, String), u64> {
+    let of_sink = |sink: DaySink| {
+        let entries = std::fs::read_dir(log_dir.join(sink.as_str())).into_iter().flatten().flatten();
+        entries.filter_map(move |entry| {
+            let name = entry.file_name().into_string().ok()?;
+            DayFile::read(sink, &name)?;
+            Some(((sink, name), entry.metadata().ok()?.len()))
+        })
+    };
+    DaySink::ALL.into_iter().flat_map(of_sink).collect()
 }
 
 /// Compares what is confirmed of a file with its rows; what was found instead and what that means.

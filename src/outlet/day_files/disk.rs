@@ -34,6 +34,12 @@ pub trait Disk: Debug {
     /// What the system says.
     fn len_bytes(&self, path: &Path) -> io::Result<Option<u64>>;
 
+    /// The names of what is in a folder; none when it is not there.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn names(&self, path: &Path) -> io::Result<Vec<String>>;
+
     /// Makes the names in a folder durable.
     ///
     /// # Errors
@@ -104,6 +110,14 @@ impl Disk for LocalDisk {
 
     fn len_bytes(&self, path: &Path) -> io::Result<Option<u64>> {
         Ok(found(fs::metadata(path))?.map(|metadata| metadata.len()))
+    }
+
+    fn names(&self, path: &Path) -> io::Result<Vec<String>> {
+        let Some(entries) = found(fs::read_dir(path))? else { return Ok(Vec::new()) };
+        // A name that is no text is none of ours.
+        entries
+            .filter_map(|entry| entry.map(|entry| entry.file_name().into_string().ok()).transpose())
+            .collect()
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

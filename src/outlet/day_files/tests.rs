@@ -100,14 +100,14 @@ fn few_files_are_open_at_once() {
     let disk = SimDisk::default();
     let mut day_files = files(&disk);
     for round in 0..3 {
-        for index in 0..40 {
-            let name = format!("audit_202601{index:02}.jsonl");
+        for index in 0..100 {
+            let name = format!("audit_2026{index:04}.jsonl");
             day_files.put(&name, round * 2, b"x\n").unwrap();
             day_files.sync(&name).unwrap();
         }
     }
     assert!(disk.open_max_count() <= OPEN_MAX_COUNT, "{}", disk.open_max_count());
-    assert_eq!(text(&disk, "/logs/purview/audit_20260139.jsonl"), "x\nx\nx\n");
+    assert_eq!(text(&disk, "/logs/purview/audit_20260099.jsonl"), "x\nx\nx\n");
 }
 
 /// Intents one after the other, each tried until it succeeds; the process dies after the try that failed if `dies`.

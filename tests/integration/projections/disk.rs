@@ -28,6 +28,7 @@ fn a_disk_that_is_full_or_no_directory_stops_day_files_and_nothing_else() {
     let homes = [folder.join("a")];
     // Writing to this device finds no room. The other sink's folder is a file, and can't be made.
     std::fs::create_dir_all(homes[0].join("purview")).unwrap();
+    std::fs::write(homes[0].join("INSTANCE"), "0190163d-8694-739b-aea5-966c26f8ad91\n").unwrap();
     let full = homes[0].join(format!("purview/audit_{}.jsonl", DAYS[1]));
     symlink("/dev/full", &full).unwrap();
     std::fs::write(homes[0].join("trust"), "no folder").unwrap();
@@ -143,6 +144,9 @@ fn what_stands_in_the_way_is_orphaned_and_not_lost() {
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
     let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
     file.write_all(b"{\"what\":\"is this\"}\n{\"half\":").unwrap();
+    let report = scene.command(&["verify", "--no-kafka"]);
+    let said = String::from_utf8_lossy(&report.stdout);
+    assert!(report.status.code() == Some(1) && said.contains("file_longer"), "{said}");
     let mut daemon = scene.daemon();
     produce_and_write(&scene, 4_000, 5_000);
     assert!(daemon.log_text().contains("longer than recorded"), "{}", daemon.log_text());

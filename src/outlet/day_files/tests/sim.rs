@@ -162,6 +162,13 @@ impl Disk for SimDisk {
         Ok(self.bytes(path.to_str().unwrap()).map(|bytes| u64::try_from(bytes.len()).unwrap()))
     }
 
+    fn names(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.call()?;
+        let state = self.0.borrow();
+        let names = state.names.keys().filter(|name| name.parent() == Some(path));
+        Ok(names.map(|name| name.file_name().unwrap().to_str().unwrap().to_owned()).collect())
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.call()?;
         let mut state = self.0.borrow_mut();
