@@ -44,7 +44,10 @@
 //!   row, the other finds another `run_id` and stops writing, with an error. (After a failover the row may name *our*
 //!   predecessor: that is no other process.)
 //! - `projections adopt`: the open intent is taken away, its segments are deleted, its ranges are pending for anybody,
-//!   and `run_id` is empty. An instance that returns all the same finds its file longer than recorded, as above.
+//!   and `run_id` is empty. An instance that returns all the same finds its files longer than recorded, as above, or files
+//!   of which nothing is recorded any more.
+//! - A file was put away, long after its last line: late events of its day begin the day's next file. Looked at after the
+//!   lines are rendered and before they are intended, when they would go behind what is gone.
 //! - A gap was declared: its offsets are passed over and belong to no segment. When it is filled, they are pending.
 //! - The disk is full, read only or broken: the intent stays open, is tried again, and ingestion goes on. After an error
 //!   the lines are written again even where they are found, as the sync of them may have failed.

@@ -235,26 +235,40 @@ fn instances_that_come_and_go_write_each_line_once() {
 }
 
 #[test]
-fn postgresql_that_crashes_costs_time_and_no_line() {
+fn three_instances_are_killed_and_postgresql_crashes_and_each_line_is_written_once() {
+    const ROUND: u64 = 5_000;
     let stack = Stack::private();
     let (scene, folder) = scene_on(Scene::on(&stack, "projectcrash", 6));
-    let homes = [folder.join("a")];
+    // What the ones that are killed leave is written by others soon, too.
+    let scene = scene.set("PROJECT_LAG_MAX_MS", "0");
+    let homes = ["a", "b", "c"].map(|name| folder.join(name));
+    let start = |index: usize| scene.daemon_with(&[("LOG_DIR", homes[index].to_str().unwrap())]);
     let follower = Follower::start(&homes);
-    let mut daemon = scene.daemon();
-    let round_count = scaled(3, 8);
+    let mut daemons = [0, 1, 2].map(|index| Some(start(index)));
+    let round_count = scaled(4, 20);
     for round in 0..round_count {
-        scene.produce(&MIDNIGHT, round * 6_000, round * 6_000 + 5_000);
-        let written = "SELECT count(*) FROM audit_events.projection_segments";
-        wait_for("some is written", Duration::from_secs(30), || scene.number(written) > round);
-        stack.run(&["restart", "postgres", "immediate"]);
-        scene.produce(&MIDNIGHT, round * 6_000 + 5_000, (round + 1) * 6_000);
-        scene.wait_until_read((round + 1) * 6_000, Duration::from_secs(60));
+        scene.produce(&MIDNIGHT, round * ROUND, (round + 1) * ROUND);
+        std::thread::sleep(Duration::from_secs(2));
+        if round % 2 == 1 {
+            stack.run(&["stop", "postgres", "immediate"]);
+        }
+        let index = usize::try_from(round).unwrap() % daemons.len();
+        daemons[index].take().unwrap().kill();
+        std::thread::sleep(Duration::from_secs(1));
+        if round % 2 == 1 {
+            stack.run(&["start", "postgres"]);
+        }
+        daemons[index] = Some(start(index));
     }
-    wait_until_written(&scene, Duration::from_secs(60));
-    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    scene.wait_until_read(round_count * ROUND, Duration::from_secs(180));
+    wait_until_written(&scene, Duration::from_secs(180));
+    for daemon in daemons.iter_mut().flatten() {
+        assert!(daemon.terminate(Duration::from_secs(15)).0.success(), "{}", daemon.log_text());
+    }
     check_union(&scene, &homes);
     follower.finish().check_seen_once(&scene);
-    scene.verify().check(MIDNIGHT.totals(round_count * 6_000));
+    assert_eq!(orphan_count(&folder), 0);
+    scene.verify().check(MIDNIGHT.totals(round_count * ROUND));
 }
 
 /// An event at a time of this text.
