@@ -15,7 +15,7 @@ use crate::http::Http;
 use crate::model::batch::BatchLimits;
 use crate::model::decode::{AssumeUtc, DecodeRules};
 use crate::observe::board::Board;
-use crate::observe::{Clock, Metrics};
+use crate::observe::{Clock, Metrics, PartitionLabel};
 use crate::outlet::OutletSettings;
 use crate::pipeline::{Pipeline, PipelineSettings, SpoolSettings};
 use crate::projector::{Home, HomeError, Projector, ProjectorSettings};
@@ -215,7 +215,8 @@ fn start_spool(
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     let clock = Clock;
     let board = Board::default();
-    let metrics = Arc::new(Metrics::new().context("make the metrics")?);
+    let label = if config.process.has_partition_label { PartitionLabel::On } else { PartitionLabel::Off };
+    let metrics = Arc::new(Metrics::new(label).context("make the metrics")?);
     let (stop, stopped) = watch::channel(false);
     let address = config.process.http_address;
     let listener = TcpListener::bind(address).await.with_context(|| {

@@ -88,7 +88,11 @@ impl Http {
 
     /// Brings the gauges up to date; counters are counted where things happen.
     fn refresh_metrics(&self) {
-        let board = self.board.lock();
+        let mut board = self.board.lock();
+        let oldest_ms = board.owned.values_mut().filter_map(OwnedPartition::oldest_uncommitted_ms).min();
+        let oldest_ms = oldest_ms.into_iter().chain(board.spool.stats.oldest_created_at_ms).min();
+        let age_ms = oldest_ms.map_or(0, |at| self.clock.unix_ms().saturating_sub(at));
+        self.metrics.set_oldest_uncommitted(Duration::from_millis(u64::try_from(age_ms).unwrap_or(0)));
         let readiness = Self::readiness(&board);
         let is_database_up = board.database == DatabaseState::Up;
         let state = match board.phase {
@@ -106,6 +110,8 @@ impl Http {
                 partition: owned.source.partition.0,
                 position: owned.position.as_i64(),
                 lag_records: owned.lag(),
+                kafka_lag_records: owned.kafka_lag(),
+                mode: owned.mode,
             })
             .collect();
         self.metrics.set_relay(&board.relay);
@@ -114,7 +120,8 @@ impl Http {
         self.metrics.projections.set(&board.projections, self.clock.monotonic());
         self.metrics.set_state(state);
         self.metrics.set_up(is_database_up, board.is_kafka_reachable == Some(true));
-        self.metrics.set_partitions(&owned, board.held.values().map(|hold| hold.code.as_str()));
+        let held = board.held.values().map(|hold| hold.code.as_str());
+        self.metrics.partitions.set(&owned, held, board.paused_count);
     }
 
     fn readiness(board: &BoardState) -> Readiness {

@@ -156,6 +156,8 @@ pub struct ProcessConfig {
     pub log_level: tracing::Level,
     /// `LOG_FORMAT`.
     pub log_format: LogFormat,
+    /// `METRICS_PARTITION_LABEL`.
+    pub has_partition_label: bool,
     /// `SHUTDOWN_DEADLINE_MS`.
     pub shutdown_deadline: Duration,
 }
@@ -342,6 +344,12 @@ impl Config {
                 &settings.log_format,
                 "text",
                 &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+            ),
+            has_partition_label: reader.one_of(
+                "METRICS_PARTITION_LABEL",
+                &settings.metrics_partition_label,
+                "on",
+                &[("on", true), ("off", false)],
             ),
             shutdown_deadline: reader.millis(
                 "SHUTDOWN_DEADLINE_MS",

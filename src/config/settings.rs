@@ -142,6 +142,15 @@ pub struct Settings {
     /// How log lines look [default: text]
     #[arg(long, global = true, env = "LOG_FORMAT", value_name = "text|json", hide_env_values = true)]
     pub log_format: Option<String>,
+    /// Whether lags and positions are told by topic and partition; off: lags are sums [default: on]
+    #[arg(
+        long,
+        global = true,
+        env = "METRICS_PARTITION_LABEL",
+        value_name = "on|off",
+        hide_env_values = true
+    )]
+    pub metrics_partition_label: Option<String>,
     /// How often positions of idle partitions are compared with PostgreSQL [default: 15000]
     #[arg(long, global = true, env = "VERIFY_INTERVAL_MS", value_name = "MS", hide_env_values = true)]
     pub verify_interval_ms: Option<String>,

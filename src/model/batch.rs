@@ -61,12 +61,20 @@ pub struct DeadLetter {
     pub correlation_id: Option<Uuid>,
 }
 
+/// What of an event stands in its row and is to be counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Noted {
+    /// What is wrong with its source.
+    pub flag: Option<SourceFlag>,
+    /// Its trust score in percent, cut to a whole number.
+    pub trust_percent: u8,
+}
+
 /// What becomes of one record.
 #[derive(Debug, Clone)]
 pub enum Fate {
-    /// It is an event: its binary COPY row lies in [`Batch::rows`] at this range. What is wrong with its source
-    /// stands in the row, and here to be counted.
-    Event(Range<usize>, Option<SourceFlag>),
+    /// It is an event: its binary COPY row lies in [`Batch::rows`] at this range.
+    Event(Range<usize>, Noted),
     /// It is a dead letter.
     DeadLetter(Arc<DeadLetter>),
 }
@@ -289,8 +297,8 @@ pub struct BatchBuilder {
 /// What the decoder made of one record.
 #[derive(Debug)]
 pub enum Decoded {
-    /// An event of this time, with what is wrong with its source; its row was appended to the rows.
-    Event(Timestamp, Option<SourceFlag>),
+    /// An event of this time; its row was appended to the rows.
+    Event(Timestamp, Noted),
     /// Nothing was appended.
     DeadLetter(DeadLetter),
 }
@@ -357,10 +365,10 @@ impl BatchBuilder {
         for (record_index, record) in chunk.records.iter().enumerate() {
             let row_start = self.payload.rows.len();
             let fate = match decode(record, &mut self.payload.rows) {
-                Decoded::Event(time, flag) => {
+                Decoded::Event(time, noted) => {
                     events += 1;
                     *self.days.entry(UtcDay::of(time)).or_default() += 1;
-                    Fate::Event(row_start..self.payload.rows.len(), flag)
+                    Fate::Event(row_start..self.payload.rows.len(), noted)
                 }
                 Decoded::DeadLetter(letter) => {
                     letters += 1;

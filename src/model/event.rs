@@ -130,6 +130,16 @@ impl TrustScore {
         if unscaled <= one { Some(Self { unscaled, scale }) } else { None }
     }
 
+    /// In percent, cut to a whole number: 0 to 100.
+    #[must_use]
+    pub fn percent(self) -> u8 {
+        let mut percent = u128::from(self.unscaled) * 100;
+        for _ in 0..self.scale {
+            percent /= 10;
+        }
+        u8::try_from(percent).unwrap_or(100)
+    }
+
     /// The digits as one whole number.
     #[must_use]
     pub const fn unscaled(self) -> u64 {
@@ -194,3 +204,18 @@ pub struct Event<'a> {
 /// The limit of names that stand in indexes (actor, operation), in bytes: a btree entry must stay under
 /// 2,704 bytes (PostgreSQL, "index row size exceeds btree version 4 maximum").
 pub const NAME_MAX_LEN_BYTES: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_score_in_percent_is_cut() {
+        let percent = |unscaled, scale| TrustScore::new(unscaled, scale).unwrap().percent();
+        assert_eq!((percent(0, 0), percent(1, 0), percent(80, 2), percent(5, 1)), (0, 100, 80, 50));
+        assert_eq!(
+            (percent(999, 3), percent(1_999_999_999, 10), percent(10_000_000_000_000_000, 16)),
+            (99, 19, 100)
+        );
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Lanes and the supervisor write it, others read it; nothing is decided by it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,9 @@ pub struct OwnedPartition {
     pub mode: Mode,
     /// The position behind what the spool holds, while it spools.
     pub spooled_to: Option<Offset>,
+    /// The chunks that a lane took and that may not be committed: the position behind each, and the time of its first
+    /// record in milliseconds since the Unix epoch.
+    pub uncommitted: VecDeque<(Offset, i64)>,
 }
 
 impl OwnedPartition {
@@ -40,6 +43,31 @@ impl OwnedPartition {
     #[must_use]
     pub fn lag(&self) -> Option<u64> {
         Some(self.position.distance_to(self.end?).unwrap_or(0))
+    }
+
+    /// How many offsets are neither stored nor spooled; none before the first fetch.
+    #[must_use]
+    pub fn kafka_lag(&self) -> Option<u64> {
+        let read_to = self.spooled_to.map_or(self.position, |spooled_to| spooled_to.max(self.position));
+        Some(read_to.distance_to(self.end?).unwrap_or(0))
+    }
+
+    /// A lane took a chunk that ends here, whose first record has this time.
+    pub fn took(&mut self, end: Offset, oldest_ms: Option<i64>) {
+        self.forget_committed();
+        self.uncommitted.extend(oldest_ms.map(|oldest_ms| (end, oldest_ms)));
+    }
+
+    /// The time of the oldest record that was taken and is not committed, in milliseconds since the Unix epoch.
+    pub fn oldest_uncommitted_ms(&mut self) -> Option<i64> {
+        self.forget_committed();
+        self.uncommitted.front().map(|(_, oldest_ms)| *oldest_ms)
+    }
+
+    fn forget_committed(&mut self) {
+        while self.uncommitted.front().is_some_and(|(end, _)| *end <= self.position) {
+            self.uncommitted.pop_front();
+        }
     }
 }
 
@@ -242,6 +270,8 @@ pub struct BoardState {
     pub database: DatabaseState,
     /// Whether the brokers answer; `None` before the first answer.
     pub is_kafka_reachable: Option<bool>,
+    /// Partitions that are not read now, as their lane or the spool is full.
+    pub paused_count: usize,
     /// When the poll thread last spoke.
     pub polled_at: Option<Instant>,
     /// What was stored.
@@ -274,5 +304,46 @@ impl Board {
     /// The content, locked; never held across an await.
     pub fn lock(&self) -> MutexGuard<'_, BoardState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::position::{Partition, StreamId};
+
+    #[test]
+    fn the_oldest_record_that_is_not_committed_is_told_until_it_is() {
+        let at = |offset| Offset::new(offset).unwrap();
+        let partition = Partition(0);
+        let mut owned = OwnedPartition {
+            source: Arc::new(TopicPartition { topic: "t".into(), partition }),
+            key: StreamPartition { stream: StreamId(uuid::Uuid::nil()), partition },
+            epoch: Epoch(1),
+            lane_index: 0,
+            position: at(10),
+            end: Some(at(100)),
+            low: None,
+            mode: Mode::Live,
+            spooled_to: None,
+            uncommitted: VecDeque::new(),
+        };
+        assert_eq!(owned.oldest_uncommitted_ms(), None);
+        owned.took(at(20), Some(1_000));
+        owned.took(at(25), None);
+        owned.took(at(30), Some(2_000));
+        assert_eq!(owned.oldest_uncommitted_ms(), Some(1_000));
+        owned.position = at(19);
+        assert_eq!(owned.oldest_uncommitted_ms(), Some(1_000));
+        owned.position = at(20);
+        assert_eq!(
+            (owned.oldest_uncommitted_ms(), owned.lag(), owned.kafka_lag()),
+            (Some(2_000), Some(80), Some(80))
+        );
+        (owned.position, owned.spooled_to) = (at(30), Some(at(70)));
+        assert_eq!(
+            (owned.oldest_uncommitted_ms(), owned.lag(), owned.kafka_lag()),
+            (None, Some(70), Some(30))
+        );
     }
 }

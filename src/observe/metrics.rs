@@ -3,6 +3,7 @@
 //! Prefix `audit_consumer_`, base units, `_total` on counters, label values from closed sets (topics and
 //! partitions where the partition is the subject). Lanes report per batch, not per record.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::{
@@ -22,21 +23,10 @@ const END_TO_END_SECONDS: &[f64] =
 /// How long a commit or a stage takes: 1 ms to 1 minute.
 const DURATION_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+/// Trust scores, by tenths.
+const TRUST_SCORES: &[f64] = &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 /// Records in a batch.
 const BATCH_RECORDS: &[f64] = &[1.0, 10.0, 100.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 50_000.0];
-
-/// A partition's position and lag, for the gauges.
-#[derive(Debug, Clone)]
-pub struct LagSample {
-    /// The topic.
-    pub topic: String,
-    /// The partition.
-    pub partition: i32,
-    /// The position that PostgreSQL holds.
-    pub position: i64,
-    /// Offsets between the position and the end, if the end is known.
-    pub lag_records: Option<u64>,
-}
 
 /// The process's metrics.
 #[derive(Debug)]
@@ -65,10 +55,10 @@ pub struct Metrics {
     commits_found: IntCounter,
     rebalances: IntCounterVec,
     offset_gaps: IntCounter,
-    partitions_assigned: IntGauge,
-    partitions_held: IntGaugeVec,
-    position: IntGaugeVec,
-    lag: IntGaugeVec,
+    /// Partitions.
+    pub partitions: PartitionMetrics,
+    oldest_uncommitted: Gauge,
+    trust_score: Histogram,
     retention_loss: Gauge,
     relay_leader: IntGauge,
     relay_waiting: IntGauge,
@@ -101,9 +91,14 @@ macro_rules! make {
     }};
 }
 
+mod partitions;
 mod projections;
 mod spool;
+#[cfg(test)]
+mod tests;
 
+use partitions::PartitionMetrics;
+pub use partitions::{LagSample, PartitionLabel};
 use projections::ProjectionMetrics;
 use spool::SpoolMetrics;
 
@@ -113,14 +108,14 @@ impl Metrics {
     /// # Errors
     /// When two metrics share a name, which a test excludes.
     #[expect(clippy::too_many_lines, reason = "a table, an entry a metric")]
-    pub fn new() -> Result<Self, prometheus::Error> {
+    pub fn new(partition_label: PartitionLabel) -> Result<Self, prometheus::Error> {
         let r = Registry::new();
         #[cfg(target_os = "linux")]
         r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let build_info =
             make!(r, IntGaugeVec, "build_info", "Constant 1, labelled with the version", &["version"]);
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Ok(Self {
+        let metrics = Self {
             state: make!(r, IntGaugeVec, "state", "1 for the state that the process is in", &["state"]),
             records_consumed: make!(
                 r,
@@ -205,28 +200,14 @@ impl Metrics {
                 &["kind"]
             ),
             offset_gaps: make!(r, IntCounter, "offset_gaps_total", "Gaps declared by this process"),
-            partitions_assigned: make!(r, IntGauge, "partitions_assigned", "Partitions owned and read"),
-            partitions_held: make!(
+            partitions: PartitionMetrics::new(&r, partition_label)?,
+            oldest_uncommitted: make!(
                 r,
-                IntGaugeVec,
-                "partitions_held",
-                "Partitions assigned by Kafka and not read, by reason",
-                &["reason"]
+                Gauge,
+                "oldest_uncommitted_age_seconds",
+                "Age, by its own time, of the oldest record that was read and is not committed, or of the oldest segment of the spool; 0: there is none"
             ),
-            position: make!(
-                r,
-                IntGaugeVec,
-                "position",
-                "The position that PostgreSQL holds",
-                &["topic", "partition"]
-            ),
-            lag: make!(
-                r,
-                IntGaugeVec,
-                "lag_records",
-                "Offsets between PostgreSQL's position and the end",
-                &["topic", "partition"]
-            ),
+            trust_score: make!(r, Histogram, "trust_score", "Trust scores of the events of committed batches, cut to two digits; duplicates too", buckets TRUST_SCORES),
             retention_loss: make!(
                 r,
                 Gauge,
@@ -268,7 +249,33 @@ impl Metrics {
             spool: SpoolMetrics::new(&r)?,
             projections: ProjectionMetrics::new(&r)?,
             registry: r,
-        })
+        };
+        metrics.begin_series();
+        Ok(metrics)
+    }
+
+    /// Series with labels of closed sets begin at 0, so that the first increase is seen as one.
+    fn begin_series(&self) {
+        let begin = |counter: &IntCounterVec, values: &[&str]| {
+            values.iter().for_each(|value| counter.with_label_values(&[*value]).inc_by(0));
+        };
+        begin(&self.events_committed, &["direct", "merge", "spool"]);
+        RejectionCode::ALL
+            .iter()
+            .for_each(|code| self.rejected.with_label_values(&[code.as_str()]).inc_by(0));
+        SourceFlag::ALL
+            .iter()
+            .for_each(|flag| self.flagged_events.with_label_values(&[flag.as_str()]).inc_by(0));
+        begin(&self.dead_letters, &["stored", "relayed"]);
+        begin(
+            &self.given_up,
+            &["claimed_elsewhere", "position_moved", "discontinuity", "broken", "breaker_opened"],
+        );
+        begin(&self.rebalances, &["assign", "revoke", "lost"]);
+        begin(&self.claims, &["granted"]);
+        ["committed", "stale"]
+            .iter()
+            .for_each(|outcome| drop(self.commit_duration.with_label_values(&[*outcome])));
     }
 
     /// The state of the process: one of `starting`, `running`, `degraded`, `halted`, `stopping`.
@@ -316,6 +323,15 @@ impl Metrics {
     /// Events named a source that the registry flags.
     pub fn flagged(&self, flag: SourceFlag, event_count: u64) {
         self.flagged_events.with_label_values(&[flag.as_str()]).inc_by(event_count);
+    }
+
+    /// Events had these trust scores in percent, each so often.
+    pub fn trusted(&self, counts: &BTreeMap<u8, u64>) {
+        let local = self.trust_score.local();
+        for (percent, count) in counts {
+            (0..*count).for_each(|_| local.observe(f64::from(*percent) / 100.0));
+        }
+        local.flush();
     }
 
     /// Latencies from a record's own time to its commit.
@@ -392,23 +408,9 @@ impl Metrics {
         self.kafka_up.set(i64::from(is_kafka_up));
     }
 
-    /// The partitions that are read, and why others are held; series of partitions that went away go too.
-    pub fn set_partitions<'a>(&self, owned: &[LagSample], held: impl Iterator<Item = &'a str>) {
-        self.partitions_assigned.set(i64::try_from(owned.len()).unwrap_or(i64::MAX));
-        self.partitions_held.reset();
-        for reason in held {
-            self.partitions_held.with_label_values(&[reason]).inc();
-        }
-        self.position.reset();
-        self.lag.reset();
-        for sample in owned {
-            let partition = sample.partition.to_string();
-            let labels = [sample.topic.as_str(), partition.as_str()];
-            self.position.with_label_values(&labels).set(sample.position);
-            if let Some(lag_records) = sample.lag_records {
-                self.lag.with_label_values(&labels).set(i64::try_from(lag_records).unwrap_or(i64::MAX));
-            }
-        }
+    /// How old the oldest record is that was read and is not committed.
+    pub fn set_oldest_uncommitted(&self, age: Duration) {
+        self.oldest_uncommitted.set(age.as_secs_f64());
     }
 
     /// When Kafka deletes a record that is nowhere else; `None`: not to be foreseen.
@@ -424,42 +426,5 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_metric_has_the_prefix_a_help_text_and_its_kinds_ending() {
-        let metrics = Metrics::new().unwrap();
-        metrics.set_state("running");
-        metrics.consumed("t", 3, Duration::from_millis(1));
-        metrics.rejected(RejectionCode::InvalidJson, 1);
-        metrics.claimed("granted");
-        let text = metrics.render().unwrap();
-        for line in text.lines().filter(|line| line.starts_with("# ")) {
-            let mut words = line.split(' ').skip(1);
-            let (kind, name) = (words.next().unwrap(), words.next().unwrap());
-            assert!(name.starts_with("audit_consumer_") || name.starts_with("process_"), "{line}");
-            if kind == "TYPE" {
-                assert_eq!(line.ends_with(" counter"), name.ends_with("_total"), "{line}");
-            }
-        }
-        assert!(text.contains("audit_consumer_records_consumed_total{topic=\"t\"} 3"), "{text}");
-        assert!(text.contains("audit_consumer_rejected_total{reason=\"invalid_json\"} 1"));
-    }
-
-    #[test]
-    fn series_of_partitions_that_went_away_go_too() {
-        let metrics = Metrics::new().unwrap();
-        let sample = LagSample { topic: "t".into(), partition: 1, position: 5, lag_records: Some(2) };
-        metrics.set_partitions(&[sample], ["records_deleted"].into_iter());
-        assert!(
-            metrics.render().unwrap().contains("audit_consumer_lag_records{partition=\"1\",topic=\"t\"} 2")
-        );
-        metrics.set_partitions(&[], std::iter::empty());
-        assert!(!metrics.render().unwrap().contains("audit_consumer_lag_records{"));
     }
 }

@@ -9,5 +9,5 @@ mod traces;
 
 pub use clock::Clock;
 pub use logging::{LoggingError, TRACE_TARGET, install};
-pub use metrics::{LagSample, Metrics};
+pub use metrics::{LagSample, Metrics, PartitionLabel};
 pub use traces::{Traces, TracesError};

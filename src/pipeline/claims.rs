@@ -1,5 +1,6 @@
 //! Claims: what is offered becomes ours, or is held with a reason.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -260,6 +261,7 @@ impl Pipeline {
                 low: None,
                 mode,
                 spooled_to: None,
+                uncommitted: VecDeque::new(),
             },
         );
         Some((assignment, lane_index))

@@ -9,6 +9,7 @@ use crate::model::batch::{Batch, Fate};
 use crate::model::federated::SourceFlag;
 use crate::model::record::Chunk;
 use crate::model::rejection::RejectionCode;
+use crate::model::spool::mode::Mode;
 use crate::observe::Metrics;
 use crate::observe::board::Board;
 use crate::store::{CommitOutcome, CommitPath, CommittedPart, StoreError};
@@ -27,6 +28,10 @@ impl LaneFacts {
 
     pub(super) fn took(&self, chunk: &Chunk, elapsed: Duration) {
         self.metrics.consumed(&chunk.source.topic, chunk.records.len(), elapsed);
+        let oldest_ms = chunk.records.first().and_then(|record| record.timestamp_ms);
+        if let Some(owned) = self.board.lock().owned.get_mut(&chunk.assignment) {
+            owned.took(chunk.end, oldest_ms);
+        }
     }
 
     pub(super) fn gave_up(&self, why: &GiveUp) {
@@ -71,24 +76,30 @@ impl LaneFacts {
         let event_count = sum(|part| part.event_count);
         let duplicate_count = sum(|part| part.duplicate_count);
         let dead_letter_count = sum(|part| part.dead_letter_count);
-        self.metrics.events_committed(
-            match path {
-                CommitPath::Direct => "direct",
-                CommitPath::Merge => "merge",
-            },
-            event_count,
-        );
+        let spooled_count = self.spooled_count(batch, parts);
+        let path = match path {
+            CommitPath::Direct => "direct",
+            CommitPath::Merge => "merge",
+        };
+        self.metrics.events_committed(path, event_count.saturating_sub(spooled_count));
+        self.metrics.events_committed("spool", spooled_count);
         self.metrics.counted(duplicate_count, dead_letter_count, sum(|part| part.absent_count));
         self.metrics.batch_committed(u32::try_from(batch.entries().len()).unwrap_or(u32::MAX));
         let mut rejected: BTreeMap<RejectionCode, u64> = BTreeMap::new();
         let mut flagged: BTreeMap<SourceFlag, u64> = BTreeMap::new();
+        let mut trust: BTreeMap<u8, u64> = BTreeMap::new();
         for entry in batch.entries() {
             match &entry.fate {
                 Fate::DeadLetter(letter) => *rejected.entry(letter.rejection.code).or_default() += 1,
-                Fate::Event(_, Some(flag)) => *flagged.entry(*flag).or_default() += 1,
-                Fate::Event(_, None) => {}
+                Fate::Event(_, noted) => {
+                    *trust.entry(noted.trust_percent).or_default() += 1;
+                    if let Some(flag) = noted.flag {
+                        *flagged.entry(flag).or_default() += 1;
+                    }
+                }
             }
         }
+        self.metrics.trusted(&trust);
         flagged.into_iter().for_each(|(flag, count)| self.metrics.flagged(flag, count));
         let conflict_count = dead_letter_count.saturating_sub(rejected.values().sum());
         if conflict_count > 0 {
@@ -107,5 +118,16 @@ impl LaneFacts {
         board.totals.duplicates += duplicate_count;
         board.totals.dead_letters += dead_letter_count;
         latencies_ms().for_each(|latency_ms| board.latencies.add(latency_ms));
+    }
+
+    /// How many of the events stored came by the spool.
+    fn spooled_count(&self, batch: &Batch, parts: &[CommittedPart]) -> u64 {
+        let board = self.board.lock();
+        let is_drained = |part: &&CommittedPart| {
+            let own = batch.parts().iter().find(|own| own.key == part.key);
+            own.and_then(|own| board.owned.get(&own.assignment))
+                .is_some_and(|owned| owned.mode == Mode::Draining)
+        };
+        parts.iter().filter(is_drained).map(|part| part.event_count).sum()
     }
 }

@@ -298,8 +298,10 @@ impl Pipeline {
                     tracing::debug!("the poll thread did not wait for the revocation");
                 }
             }
-            SourceEvent::Ends(ends) => {
+            SourceEvent::Assigned => self.metrics.rebalanced("assign"),
+            SourceEvent::Looked { ends, paused_count } => {
                 let mut board = self.board.lock();
+                board.paused_count = paused_count;
                 board.polled_at = Some(self.clock.monotonic());
                 if board.phase == Phase::Starting {
                     board.phase = Phase::Running;
@@ -440,7 +442,12 @@ impl Pipeline {
                         tracing::debug!("the poll thread did not wait for the revocation");
                     }
                 }
-                Ok(Some(SourceEvent::Ends(_) | SourceEvent::Reachable(_) | SourceEvent::Failed(_)))
+                Ok(Some(
+                    SourceEvent::Assigned
+                    | SourceEvent::Looked { .. }
+                    | SourceEvent::Reachable(_)
+                    | SourceEvent::Failed(_),
+                ))
                 | Err(_) => {}
                 Ok(None) => break,
             }

@@ -20,7 +20,7 @@
 mod holdings;
 mod sorting;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -389,6 +389,7 @@ impl Pipeline {
                 low: None,
                 mode: Mode::Spooling,
                 spooled_to: Some(start),
+                uncommitted: VecDeque::new(),
             },
         );
         Placement::Start { assignment, lane_index, position: start }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::WORK_MARGIN;
-use crate::model::batch::{Batch, DeadLetter, Decoded};
+use crate::model::batch::{Batch, DeadLetter, Decoded, Noted};
 use crate::model::decode::{DecodeRules, decode, identify};
 use crate::model::federated::FederatedSources;
 use crate::model::position::{Epoch, Offset, StreamPartition};
@@ -36,7 +36,7 @@ pub fn decode_record(
         Ok(event) => {
             let flag = sources.flag(&event.federated_source);
             encode_event(rows, &event, flag, (key, offset));
-            Decoded::Event(event.timestamp, flag)
+            Decoded::Event(event.timestamp, Noted { flag, trust_percent: event.trust_score.percent() })
         }
         Err(rejection) => {
             let identity = value.map(identify).unwrap_or_default();

@@ -115,6 +115,7 @@ impl SinkWriter {
         (board, metrics, clock): (Board, Arc<Metrics>, Clock),
     ) -> Self {
         let caught_up_at = clock.monotonic();
+        metrics.projections.begin(sink);
         Self {
             writer: Writer { sink, instance: home.instance(), run: Uuid::new_v4() },
             settings,
@@ -210,6 +211,7 @@ impl SinkWriter {
         match self.intend(&taken, segments).await? {
             Recorded::Done => {}
             Recorded::Outrun => {
+                self.metrics.projections.outrun(self.writer.sink);
                 let spread = OUTRUN_WAIT.mul_f64(f64::from(self.writer.run.as_bytes()[0]) / 256.0);
                 self.outrun_until = self.clock.monotonic() + OUTRUN_WAIT + spread;
                 return Ok(Round::More);

@@ -83,6 +83,9 @@ impl Assignments {
             }
             self.held.push(Held { source, offer_at, trouble: None });
         }
+        if list.count() > 0 && self.events.blocking_send(SourceEvent::Assigned).is_err() {
+            tracing::debug!("the pipeline is gone");
+        }
         let granted = self.offer(consumer);
         // An empty list too: librdkafka waits for the call.
         self.incremental_assign(consumer, &granted);

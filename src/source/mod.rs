@@ -113,6 +113,8 @@ pub enum Placement {
 /// What the source tells the pipeline.
 #[derive(Debug)]
 pub enum SourceEvent {
+    /// Kafka gave us partitions, which are offered next.
+    Assigned,
     /// Partitions are offered. The poll thread waits for the answer: one placement for each, in order.
     Offered {
         /// The partitions.
@@ -131,8 +133,13 @@ pub enum SourceEvent {
         /// Where the answer goes.
         reply: oneshot::Sender<()>,
     },
-    /// The first offsets, where known, and the ends of partitions as last fetched, about twice a second.
-    Ends(Vec<(AssignmentId, Option<Offset>, Offset)>),
+    /// What the consumer knows, about twice a second.
+    Looked {
+        /// The first offsets, where known, and the ends of partitions as last fetched.
+        ends: Vec<(AssignmentId, Option<Offset>, Offset)>,
+        /// How many partitions are paused.
+        paused_count: usize,
+    },
     /// Whether the brokers answer.
     Reachable(bool),
     /// The consumer can't go on; the process must stop.

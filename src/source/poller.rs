@@ -387,8 +387,11 @@ impl Poller {
                 Some((slot.assignment, Offset::new(low), Offset::new(end)?))
             })
             .collect();
+        let is_paused =
+            |lane: usize| self.pending.get(lane).is_some_and(|lane| lane.paused_generation.is_some());
+        let paused_count = state.slots.iter().filter(|slot| is_paused(slot.lane_index)).count();
         drop(state);
-        self.tell(SourceEvent::Ends(ends));
+        self.tell(SourceEvent::Looked { ends, paused_count });
         false
     }
 

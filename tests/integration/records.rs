@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use audit_consumer::model::batch::{BatchBuilder, BatchLimits, Decoded};
+use audit_consumer::model::batch::{BatchBuilder, BatchLimits, Decoded, Noted};
 use audit_consumer::model::decode::{AssumeUtc, DecodeRules, decode};
 use audit_consumer::model::position::{Offset, Partition, TopicPartition};
 use audit_consumer::model::record::{AssignmentId, Chunk, Record};
@@ -362,7 +362,7 @@ fn six_partitions(
         let pushed = builder.push(&chunk, request.key(), position.epoch, |record, rows| {
             let event = decode(chunk.value(record), &rules).unwrap();
             encode_event(rows, &event, None, (request.key(), record.offset));
-            Decoded::Event(event.timestamp, None)
+            Decoded::Event(event.timestamp, Noted { flag: None, trust_percent: 80 })
         });
         pushed.unwrap();
     }

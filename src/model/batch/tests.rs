@@ -47,7 +47,7 @@ fn decode(record: &Record, rows: &mut Vec<u8>) -> Decoded {
         return Decoded::DeadLetter(letter());
     }
     rows.extend_from_slice(&record.offset.as_i64().to_be_bytes());
-    Decoded::Event(Timestamp::MIN, None)
+    Decoded::Event(Timestamp::MIN, Noted { flag: None, trust_percent: 80 })
 }
 
 fn build(chunks: &[Arc<Chunk>]) -> Batch {

@@ -16,6 +16,7 @@ pub struct ProjectionMetrics {
     failures: IntCounterVec,
     orphaned: IntCounterVec,
     rebuilt: IntCounterVec,
+    outrun: IntCounterVec,
     waiting: IntGaugeVec,
     lag: GaugeVec,
     stuck: IntGaugeVec,
@@ -52,6 +53,13 @@ impl ProjectionMetrics {
                 "Day files that were cut or removed by somebody and written again, by sink",
                 &["sink"]
             ),
+            outrun: make!(
+                r,
+                IntCounterVec,
+                "projection_outrun_total",
+                "Rounds of the projector that ended as another instance took the same offsets, by sink",
+                &["sink"]
+            ),
             waiting: make!(
                 r,
                 IntGaugeVec,
@@ -74,6 +82,18 @@ impl ProjectionMetrics {
                 &["sink"]
             ),
         })
+    }
+
+    /// The series of a sink that is on begin at 0.
+    pub fn begin(&self, sink: DaySink) {
+        for counter in [&self.lines, &self.orphaned, &self.rebuilt, &self.outrun] {
+            counter.with_label_values(&[sink.as_str()]).inc_by(0);
+        }
+    }
+
+    /// Another instance was faster.
+    pub fn outrun(&self, sink: DaySink) {
+        self.outrun.with_label_values(&[sink.as_str()]).inc();
     }
 
     /// Lines were written, and are durable.

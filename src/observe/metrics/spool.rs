@@ -14,6 +14,7 @@ pub struct SpoolMetrics {
     drained: IntCounter,
     quarantined: IntCounter,
     set_aside: IntCounter,
+    quarantined_files: IntGauge,
     records: IntGauge,
     bytes: IntGauge,
     capacity: IntGauge,
@@ -38,6 +39,12 @@ impl SpoolMetrics {
                 IntCounter,
                 "spool_set_aside_total",
                 "Batches of the spool that PostgreSQL does not take as they are, copied to quarantine"
+            ),
+            quarantined_files: make!(
+                r,
+                IntGauge,
+                "spool_quarantined_files",
+                "Files in the spool's quarantine"
             ),
             records: make!(
                 r,
@@ -91,6 +98,7 @@ impl SpoolMetrics {
     /// What the spool holds, as of `now_ms` since the Unix epoch.
     pub fn set(&self, spool: &SpoolState, now_ms: i64) {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.quarantined_files.set(gauge(spool.stats.quarantined_file_count));
         self.records.set(gauge(spool.stats.record_count));
         self.bytes.set(gauge(spool.stats.total_len_bytes));
         self.capacity.set(gauge(spool.max_len_bytes));

@@ -221,6 +221,8 @@ impl StrayWork {
                 report.quarantined.iter().for_each(|_| self.metrics.spool.quarantined());
                 for (key, counts) in &report.counts {
                     self.metrics.spool.drained(counts.events + counts.duplicates + counts.dead_letters);
+                    self.metrics.events_committed("spool", counts.events);
+                    self.metrics.counted(counts.duplicates, counts.dead_letters, 0);
                     tracing::info!(partition = %key, ?counts, "stored from the spool, as kafka has it no more");
                 }
                 for (key, hole) in &report.holes {
