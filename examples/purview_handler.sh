@@ -20,16 +20,19 @@
 #     (of the same bytes as above) in place of `argv`.
 #   * Arguments go into the audit log as they are. A secret belongs in a file or in the environment.
 #
-# Sending. The event's line is first appended to the file of pending events (one JSON object a line), then all of that
-# file is sent by `audit-consumer emit`, and the lines are removed when Kafka has acknowledged them. So when Kafka is
-# away the lines stay, and the next run of this script sends them, or `--send-pending` does (from cron, say). After a
-# try that failed none is made for 30 s; what Kafka said stands in FILE.error.
+# Sending. The event's line is first appended to DIR/TOPIC/new.jsonl (one JSON object a line), then what waits for that
+# topic is sent by `audit-consumer emit`, and removed when Kafka has acknowledged it. So when Kafka is away the lines
+# stay, and the next run of this script for that topic sends them, or `--send-pending` does for every topic (from cron,
+# say). After a try that failed none is made for 30 s; what Kafka said stands in DIR/TOPIC/error.
+#   * What is to be sent is moved to a file of its own first, DIR/TOPIC/MICROSECONDS.jsonl. So is a new.jsonl of
+#     256 KiB. A run sends at most two of these files, the oldest first, so that none is held up by a whole backlog, nor for
+#     longer than about three times --timeout-ms; `--send-pending` sends all.
 #   * Lines are appended under one lock and sent under another, so none is torn or passed over by handlers that run
-#     at once. What is being sent has been moved to FILE.sending first: later lines go to a new FILE.
+#     at once.
 #   * Killed between the sending and the removal, or when only some of the lines were acknowledged, the same lines
 #     are sent again. An event keeps its audit_id and timestamp, so the second one is a counted duplicate in
 #     PostgreSQL and nothing is stored twice.
-#   * A line that was cut (a full disk, a crash) is not sent: it goes to FILE.damaged, and stderr says so.
+#   * A line that was cut (a full disk, a crash) is not sent: it goes to DIR/TOPIC/damaged, and stderr says so.
 #   * Killed by SIGKILL while the command runs, we emit nothing.
 #
 # Options, and the variables that stand in for them:
@@ -38,8 +41,8 @@
 #   --correlation-id UUID   ties events together; default: a new one          AUDIT_CORRELATION_ID
 #   --source NAME           federated_source; default: local                  AUDIT_SOURCE
 #   --tenant ID             default: the consumer's                           AUDIT_TENANT
-#   --topic TOPIC           default: that of `audit-consumer emit`            EMIT_TOPIC
-#   --pending FILE          default: ~/.local/state/audit-consumer/pending.jsonl  AUDIT_PENDING
+#   --topic TOPIC           default: forge.audit.query.executed               EMIT_TOPIC
+#   --pending DIR           default: ~/.local/state/audit-consumer/pending    AUDIT_PENDING
 #   --timeout-ms MS         how long Kafka may take; default: 5000            AUDIT_TIMEOUT_MS
 # AUDIT_CONSUMER names the binary (default: audit-consumer); KAFKA_BROKERS and its other settings are passed on.
 #
@@ -55,7 +58,9 @@ set -u
 readonly _PVH_ARGS_MAX_BYTES=32768
 readonly _PVH_DURATION_MAX_MS=2147483647
 readonly _PVH_RETRY_SECONDS=30
-# The lock on the file of pending events is held for an append; who waits longer finds somebody stopped.
+readonly _PVH_FILE_BYTES=262144
+readonly _PVH_FILES_PER_RUN=2
+# The lock on new.jsonl is held for an append; who waits longer finds somebody stopped.
 readonly _PVH_LOCK_SECONDS=5
 # How a whole line begins and ends. A text inside of it can't end like this, as its quotes are escaped.
 readonly _PVH_LINE_START='{"audit_id":"'
@@ -69,8 +74,8 @@ _pvh_operation=${AUDIT_OPERATION:-command.run}
 _pvh_correlation_id=${AUDIT_CORRELATION_ID-}
 _pvh_source_name=${AUDIT_SOURCE:-local}
 _pvh_tenant=${AUDIT_TENANT-}
-_pvh_topic=${EMIT_TOPIC-}
-_pvh_pending=${AUDIT_PENDING:-${XDG_STATE_HOME:-${HOME:-/tmp}/.local/state}/audit-consumer/pending.jsonl}
+_pvh_topic=${EMIT_TOPIC:-forge.audit.query.executed}
+_pvh_pending=${AUDIT_PENDING:-${XDG_STATE_HOME:-${HOME:-/tmp}/.local/state}/audit-consumer/pending}
 _pvh_timeout_ms=${AUDIT_TIMEOUT_MS:-5000}
 _pvh_only_pending=no
 
@@ -98,6 +103,7 @@ done
 [[ $_pvh_timeout_ms =~ ^[1-9][0-9]{0,8}$ ]] || _pvh_misused "--timeout-ms must be a number of milliseconds"
 [[ -z $_pvh_correlation_id || $_pvh_correlation_id =~ ^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$ ]] ||
     _pvh_misused "--correlation-id must be a UUID"
+[[ $_pvh_topic =~ ^[A-Za-z0-9._-]{1,249}$ && ! $_pvh_topic =~ ^\.\.?$ ]] || _pvh_misused "--topic is no name of a topic"
 ((${#_pvh_operation} > 0 && ${#_pvh_operation} <= 256)) || _pvh_misused "--operation must have 1 to 256 characters"
 ((${#_pvh_actor} <= 256)) || _pvh_misused "--actor must have at most 256 characters"
 if [[ $_pvh_only_pending == yes ]]; then
@@ -105,6 +111,7 @@ if [[ $_pvh_only_pending == yes ]]; then
 else
     (($# > 0)) || _pvh_misused "a command is missing"
 fi
+_pvh_dir=$_pvh_pending/$_pvh_topic
 
 # Values as JSON ----------------------------------------------------------------------------------------------------
 
@@ -199,13 +206,15 @@ _pvh_member() {
 
 # _pvh_event CODE COMMAND ARGUMENT..: sets _pvh_line to the event.
 _pvh_event() {
-    local _pvh_code=$1 _pvh_status=Failure _pvh_time _pvh_args _pvh_argv _pvh_duration_ms=$(((_pvh_ended_us - _pvh_started_us) / 1000))
+    local _pvh_code=$1 _pvh_status=Failure _pvh_time _pvh_args _pvh_argv _pvh_duration_ms
+    _pvh_duration_ms=$(((_pvh_ended_us - _pvh_started_us) / 1000))
     shift
     ((_pvh_code != 0)) || _pvh_status=Success
     TZ=UTC printf -v _pvh_time '%(%Y-%m-%dT%H:%M:%S)T' $((_pvh_started_us / 1000000))
     _pvh_arguments "$@"
     _pvh_line="$_PVH_LINE_START$(_pvh_new_uuid)\",\"correlation_id\":\"${_pvh_correlation_id:-$(_pvh_new_uuid)}\""
-    _pvh_line+=",\"timestamp\":\"$_pvh_time.${_pvh_started_us: -6}Z\",\"status\":\"$_pvh_status\",\"result_signature\":\"$_pvh_code\""
+    _pvh_line+=",\"timestamp\":\"$_pvh_time.${_pvh_started_us: -6}Z\",\"status\":\"$_pvh_status\""
+    _pvh_line+=",\"result_signature\":\"$_pvh_code\""
     # A clock that was set back tells no duration.
     ((_pvh_duration_ms < 0 || _pvh_duration_ms > _PVH_DURATION_MAX_MS)) || _pvh_line+=",\"duration_ms\":$_pvh_duration_ms"
     _pvh_member operation "$_pvh_operation"
@@ -221,36 +230,36 @@ _pvh_event() {
 
 # Sending -----------------------------------------------------------------------------------------------------------
 
-# _pvh_keep LINE: appends it to the pending events.
-_pvh_keep() {
-    local _pvh_directory
-    _pvh_directory=$(dirname -- "$_pvh_pending")
-    (
-        umask 077
-        mkdir -p -- "$_pvh_directory" && exec {_pvh_lock}>>"$_pvh_pending.lock" && flock -w "$_PVH_LOCK_SECONDS" "$_pvh_lock" || exit 1
-        # What a full disk or a crash cut stays a line of its own.
-        [[ ! -s $_pvh_pending || -z $(tail -c 1 -- "$_pvh_pending") ]] || printf '\n' >>"$_pvh_pending" || exit 1
-        printf '%s\n' "$1" >>"$_pvh_pending"
-    ) 2>/dev/null
+# _pvh_lock: the lock on new.jsonl, until the subshell ends.
+_pvh_lock() {
+    umask 077
+    mkdir -p -- "$_pvh_dir" && exec {_pvh_lock}>>"$_pvh_dir/lock" && flock -w "$_PVH_LOCK_SECONDS" "$_pvh_lock"
 }
+
+# _pvh_move_new: moves new.jsonl to a file that is to be sent, under the lock. Fails when it is empty.
+_pvh_move_new() {
+    [[ -s $_pvh_dir/new.jsonl ]] && mv -n -- "$_pvh_dir/new.jsonl" "$_pvh_dir/${EPOCHREALTIME//[!0-9]/}.jsonl"
+}
+
+# _pvh_keep LINE: appends it to new.jsonl.
+_pvh_keep() (
+    _pvh_lock || exit 1
+    _pvh_new=$_pvh_dir/new.jsonl
+    [[ ! -e $_pvh_new ]] || (($(wc -c <"$_pvh_new") < _PVH_FILE_BYTES)) || _pvh_move_new || exit 1
+    # What a full disk or a crash cut stays a line of its own.
+    [[ ! -s $_pvh_new || -z $(tail -c 1 -- "$_pvh_new") ]] || printf '\n' >>"$_pvh_new" || exit 1
+    printf '%s\n' "$1" >>"$_pvh_new"
+) 2>/dev/null
 
 # _pvh_emit: sends the lines of stdin; what went wrong is on stderr.
 _pvh_emit() {
-    "${AUDIT_CONSUMER:-audit-consumer}" emit ${_pvh_topic:+--topic "$_pvh_topic"} --timeout-ms "$_pvh_timeout_ms" >/dev/null
+    "${AUDIT_CONSUMER:-audit-consumer}" emit --topic "$_pvh_topic" --timeout-ms "$_pvh_timeout_ms" >/dev/null
 }
 
-# _pvh_take_pending: moves what waits to FILE.sending, unless an earlier try left one. Fails when nothing waits.
-_pvh_take_pending() {
-    [[ ! -e $_pvh_pending.sending ]] || return 0
-    (
-        exec {_pvh_lock}>>"$_pvh_pending.lock" && flock -w "$_PVH_LOCK_SECONDS" "$_pvh_lock" && [[ -s $_pvh_pending ]] && mv -- "$_pvh_pending" "$_pvh_pending.sending"
-    ) 2>/dev/null
-}
-
-# _pvh_send_taken: sends FILE.sending and removes it.
-_pvh_send_taken() {
-    local _pvh_whole="^$_PVH_LINE_START.*$_PVH_LINE_END\$" _pvh_error=$_pvh_pending.error _pvh_codes
-    LC_ALL=C grep -a -- "$_pvh_whole" "$_pvh_pending.sending" 2>/dev/null | _pvh_emit 2>"$_pvh_error.new"
+# _pvh_send_file FILE: sends and removes it.
+_pvh_send_file() {
+    local _pvh_whole="^$_PVH_LINE_START.*$_PVH_LINE_END\$" _pvh_error=$_pvh_dir/error _pvh_codes
+    LC_ALL=C grep -a -- "$_pvh_whole" "$1" 2>/dev/null | _pvh_emit 2>"$_pvh_error.new"
     _pvh_codes=("${PIPESTATUS[@]}")
     # grep: 1 says that there was no such line, and more that it could not read them all.
     if ((_pvh_codes[0] > 1 || _pvh_codes[1] != 0)); then
@@ -258,38 +267,52 @@ _pvh_send_taken() {
         rm -f -- "$_pvh_error.new"
         return 1
     fi
-    if LC_ALL=C grep -aqv -- "$_pvh_whole" "$_pvh_pending.sending"; then
-        LC_ALL=C grep -av -- "$_pvh_whole" "$_pvh_pending.sending" >>"$_pvh_pending.damaged" || return 1
-        _pvh_say "cut lines were not sent: they stand in $_pvh_pending.damaged"
+    if LC_ALL=C grep -aqv -- "$_pvh_whole" "$1"; then
+        LC_ALL=C grep -av -- "$_pvh_whole" "$1" >>"$_pvh_dir/damaged" || return 1
+        _pvh_say "cut lines were not sent: they stand in $_pvh_dir/damaged"
     fi
-    rm -f -- "$_pvh_pending.sending" "$_pvh_error" "$_pvh_error.new"
+    rm -f -- "$1" "$_pvh_error" "$_pvh_error.new"
 }
 
-# _pvh_send_pending: sends what waits, within about twice the time-out. Fails when something may still wait.
-_pvh_send_pending() (
+# _pvh_send COUNT: sends at most so many files, within the time-out for each and once more for another handler that
+# sends. Fails when it was tried in vain.
+_pvh_send() (
     umask 077
-    exec {_pvh_sending}>>"$_pvh_pending.sending.lock" || exit 1
-    # Who holds it sends our line too, when it was kept before they took the file.
+    exec {_pvh_sending}>>"$_pvh_dir/sending.lock" || exit 1
+    # Who holds it may send our line too.
     flock -w $(((_pvh_timeout_ms + 999) / 1000)) "$_pvh_sending" || exit 1
-    # Twice: what an earlier try left, then what was kept since.
-    for _ in 1 2; do
-        _pvh_take_pending || exit 0
-        _pvh_send_taken || exit 1
+    for ((_pvh_index = 0; _pvh_index < $1; _pvh_index++)); do
+        _pvh_files=("$_pvh_dir"/[0-9]*.jsonl)
+        if [[ ! -e ${_pvh_files[0]} ]]; then
+            (_pvh_lock && _pvh_move_new) 2>/dev/null || exit 0
+            _pvh_files=("$_pvh_dir"/[0-9]*.jsonl)
+        fi
+        _pvh_send_file "${_pvh_files[0]}" || exit 1
     done
-    [[ ! -s $_pvh_pending ]]
 )
 
 # _pvh_is_too_early: whether the last try failed a moment ago.
 _pvh_is_too_early() {
     local _pvh_failed_at=0
-    [[ -e $_pvh_pending.error ]] && read -r _pvh_failed_at 2>/dev/null <"$_pvh_pending.error"
+    [[ -e $_pvh_dir/error ]] && read -r _pvh_failed_at 2>/dev/null <"$_pvh_dir/error"
     [[ $_pvh_failed_at =~ ^[0-9]+$ ]] && (($(printf '%(%s)T' -1) - _pvh_failed_at < _PVH_RETRY_SECONDS))
 }
 
 if [[ $_pvh_only_pending == yes ]]; then
-    [[ -e $_pvh_pending || -e $_pvh_pending.sending ]] || exit 0
-    _pvh_send_pending || { _pvh_say "events still wait in $_pvh_pending: $(tail -n +2 "$_pvh_pending.error" 2>/dev/null)"; exit 1; }
-    exit 0
+    shopt -s dotglob
+    _pvh_code=0
+    for _pvh_dir in "$_pvh_pending"/*; do
+        _pvh_topic=${_pvh_dir##*/}
+        _pvh_files=("$_pvh_dir"/*.jsonl)
+        [[ -e ${_pvh_files[0]} ]] || continue
+        # The files that are there, of which new.jsonl becomes one, and one more that may be made meanwhile.
+        _pvh_send $((${#_pvh_files[@]} + 1))
+        _pvh_files=("$_pvh_dir"/*.jsonl)
+        [[ -e ${_pvh_files[0]} ]] || continue
+        _pvh_code=1
+        _pvh_say "events still wait in $_pvh_dir: $(tail -n +2 "$_pvh_dir/error" 2>/dev/null)"
+    done
+    exit "$_pvh_code"
 fi
 
 # The command -------------------------------------------------------------------------------------------------------
@@ -361,10 +384,8 @@ trap ':' "${_PVH_SIGNALS[@]}"
 
 _pvh_event "$_pvh_code" "$@"
 if _pvh_keep "$_pvh_line"; then
-    if ! _pvh_is_too_early; then
-        _pvh_send_pending || sync -- "$_pvh_pending" 2>/dev/null
-    fi
+    _pvh_is_too_early || _pvh_send "$_PVH_FILES_PER_RUN"
 elif ! _pvh_emit <<<"$_pvh_line"; then
-    _pvh_say "the event could be neither sent nor kept in $_pvh_pending: $_pvh_line"
+    _pvh_say "the event could be neither sent nor kept in $_pvh_dir: $_pvh_line"
 fi
 exit "$_pvh_code"
