@@ -28,7 +28,7 @@
 #     256 KiB. A run sends at most two of these files, the oldest first, so that none is held up by a whole backlog, nor for
 #     longer than about three times --timeout-ms; `--send-pending` sends all.
 #   * Lines are appended under one lock and sent under another, so none is torn or passed over by handlers that run
-#     at once.
+#     at once. A line is on the disk before it is sent.
 #   * Killed between the sending and the removal, or when only some of the lines were acknowledged, the same lines
 #     are sent again. An event keeps its audit_id and timestamp, so the second one is a counted duplicate in
 #     PostgreSQL and nothing is stored twice.
@@ -62,7 +62,8 @@ readonly _PVH_FILE_BYTES=262144
 readonly _PVH_FILES_PER_RUN=2
 # The lock on new.jsonl is held for an append; who waits longer finds somebody stopped.
 readonly _PVH_LOCK_SECONDS=5
-# How a whole line begins and ends. A text inside of it can't end like this, as its quotes are escaped.
+# How a whole line begins and ends. A text inside of it can't end like this, as its quotes are escaped, and no control
+# character stands in it.
 readonly _PVH_LINE_START='{"audit_id":"'
 readonly _PVH_LINE_END='"schema_version":"2.0"}'
 
@@ -154,8 +155,8 @@ _pvh_as_json() {
     if _pvh_is_utf8 "$1"; then _pvh_json=$1; else _pvh_as_utf8 "$1"; fi
     _pvh_json=${_pvh_json//\\/\\\\}
     _pvh_json=${_pvh_json//\"/\\\"}
-    if [[ $_pvh_json == *[$'\x01'-$'\x1f']* ]]; then
-        for _pvh_code in {1..31}; do
+    if [[ $_pvh_json == *[$'\x01'-$'\x1f\x7f']* ]]; then
+        for _pvh_code in {1..31} 127; do
             printf -v _pvh_escape '\\u%04x' "$_pvh_code"
             printf -v _pvh_char '%b' "\\x${_pvh_escape: -2}"
             _pvh_json=${_pvh_json//"$_pvh_char"/"$_pvh_escape"}
@@ -238,17 +239,18 @@ _pvh_lock() {
 
 # _pvh_move_new: moves new.jsonl to a file that is to be sent, under the lock. Fails when it is empty.
 _pvh_move_new() {
-    [[ -s $_pvh_dir/new.jsonl ]] && mv -n -- "$_pvh_dir/new.jsonl" "$_pvh_dir/${EPOCHREALTIME//[!0-9]/}.jsonl"
+    [[ -s $_pvh_dir/new.jsonl ]] || return 1
+    mv -n -- "$_pvh_dir/new.jsonl" "$_pvh_dir/${EPOCHREALTIME//[!0-9]/}.jsonl" && sync -- "$_pvh_dir"
 }
 
-# _pvh_keep LINE: appends it to new.jsonl.
+# _pvh_keep LINE: appends it to new.jsonl. Fails when it may not be on the disk.
 _pvh_keep() (
     _pvh_lock || exit 1
     _pvh_new=$_pvh_dir/new.jsonl
     [[ ! -e $_pvh_new ]] || (($(wc -c <"$_pvh_new") < _PVH_FILE_BYTES)) || _pvh_move_new || exit 1
-    # What a full disk or a crash cut stays a line of its own.
-    [[ ! -s $_pvh_new || -z $(tail -c 1 -- "$_pvh_new") ]] || printf '\n' >>"$_pvh_new" || exit 1
-    printf '%s\n' "$1" >>"$_pvh_new"
+    # What a full disk or a crash cut stays a line of its own. A crash may leave NUL bytes, which $() would drop.
+    [[ ! -s $_pvh_new || -z $(tail -c 1 -- "$_pvh_new" | tr '\0' '0') ]] || printf '\n' >>"$_pvh_new" || exit 1
+    printf '%s\n' "$1" >>"$_pvh_new" && sync -- "$_pvh_new" "$_pvh_dir"
 ) 2>/dev/null
 
 # _pvh_emit: sends the lines of stdin; what went wrong is on stderr.
@@ -258,12 +260,12 @@ _pvh_emit() {
 
 # _pvh_send_file FILE: sends and removes it.
 _pvh_send_file() {
-    local _pvh_whole="^$_PVH_LINE_START.*$_PVH_LINE_END\$" _pvh_error=$_pvh_dir/error _pvh_codes
+    local _pvh_whole="^${_PVH_LINE_START}[^[:cntrl:]]*$_PVH_LINE_END\$" _pvh_error=$_pvh_dir/error _pvh_codes
     LC_ALL=C grep -a -- "$_pvh_whole" "$1" 2>/dev/null | _pvh_emit 2>"$_pvh_error.new"
     _pvh_codes=("${PIPESTATUS[@]}")
     # grep: 1 says that there was no such line, and more that it could not read them all.
     if ((_pvh_codes[0] > 1 || _pvh_codes[1] != 0)); then
-        { printf '%(%s)T\n' -1; cat -- "$_pvh_error.new"; } 2>/dev/null >"$_pvh_error"
+        { echo "$EPOCHSECONDS"; cat -- "$_pvh_error.new"; } 2>/dev/null >"$_pvh_error"
         rm -f -- "$_pvh_error.new"
         return 1
     fi
@@ -293,9 +295,11 @@ _pvh_send() (
 
 # _pvh_is_too_early: whether the last try failed a moment ago.
 _pvh_is_too_early() {
-    local _pvh_failed_at=0
+    local _pvh_failed_at='' _pvh_now=$EPOCHSECONDS
     [[ -e $_pvh_dir/error ]] && read -r _pvh_failed_at 2>/dev/null <"$_pvh_dir/error"
-    [[ $_pvh_failed_at =~ ^[0-9]+$ ]] && (($(printf '%(%s)T' -1) - _pvh_failed_at < _PVH_RETRY_SECONDS))
+    # A time that is yet to come tells that the clock was set back.
+    [[ $_pvh_failed_at =~ ^[1-9][0-9]{0,11}$ ]] &&
+        ((_pvh_failed_at <= _pvh_now && _pvh_now - _pvh_failed_at < _PVH_RETRY_SECONDS))
 }
 
 if [[ $_pvh_only_pending == yes ]]; then
@@ -379,8 +383,8 @@ while true; do
     [[ $_pvh_was_interrupted == yes ]] || break
 done
 _pvh_ended_us=${EPOCHREALTIME//[!0-9]/}
-# Its process id may belong to another now; and the event is to be sent whatever comes.
-trap ':' "${_PVH_SIGNALS[@]}"
+# Its process id may belong to another now; and the event is to be sent whatever comes: what sends it inherits this.
+trap '' "${_PVH_SIGNALS[@]}"
 
 _pvh_event "$_pvh_code" "$@"
 if _pvh_keep "$_pvh_line"; then
