@@ -5,9 +5,14 @@
 #   purview_handler.sh [OPTION..] --send-pending
 #
 # The command is left alone: its arguments, stdin, stdout, stderr, environment and process group are as without us,
-# a signal that is sent to us is passed on to it, and its exit code is ours (128 + N when signal N ended it). We
-# write to stderr only when an event can be neither sent nor kept, or a kept line is damaged. Of the environment, `_`
-# is taken away, and what only bash could have set (OPTIND, LINENO, ..) may have bash's value.
+# and its exit code is ours (128 + N when signal N ended it). We write to stderr only when an event can be neither sent
+# nor kept, or a kept line is damaged. Of the environment, `_` is taken away, and what only bash could have set
+# (OPTIND, LINENO, ..) may have bash's value.
+#
+# A signal that would end us goes to the command once: one that is sent to us alone is passed on after 0.1 s, and one
+# to our whole process group (by a terminal, `timeout`, systemd) has reached it without us. A `tail` of ours in the
+# group tells the two apart. Signals that meet within that time may be told as one. What only stops (TSTP) is not
+# passed on. Killed by SIGKILL while the command runs, we emit nothing.
 #
 # The event: `timestamp` is when the command began, `duration_ms` how long it took, `status` is Success for exit code
 # 0 and else Failure, `result_signature` is the exit code, `command` the command's name, `args` its arguments with
@@ -33,7 +38,6 @@
 #     are sent again. An event keeps its audit_id and timestamp, so the second one is a counted duplicate in
 #     PostgreSQL and nothing is stored twice.
 #   * A line that was cut (a full disk, a crash) is not sent: it goes to DIR/TOPIC/damaged, and stderr says so.
-#   * Killed by SIGKILL while the command runs, we emit nothing.
 #
 # Options, and the variables that stand in for them:
 #   --actor NAME            who; default: the user's name                     AUDIT_ACTOR
@@ -325,41 +329,45 @@ _pvh_child=
 _pvh_waiting_signals=()
 _pvh_was_interrupted=no
 
+# Those that would end us, and can be caught.
+readonly _PVH_SIGNALS=(HUP INT QUIT USR1 USR2 PIPE ALRM TERM XCPU XFSZ VTALRM PROF)
+
+# _pvh_start_watcher: a process of our group that only waits, so that a signal to the group ends it, and with it its
+# pipe to us. It ends when we do, as nobody reads the pipe then.
+_pvh_start_watcher() {
+    exec {_pvh_watch}< <(ulimit -c 0; trap - "${_PVH_SIGNALS[@]}"; exec tail -f /dev/null 2>/dev/null)
+}
+
 # Called by traps:
 # shellcheck disable=SC2317
-# _pvh_is_in_foreground: whether a terminal sends its signals to us and the command alike.
-_pvh_is_in_foreground() {
-    local _pvh_stat _pvh_fields
-    { _pvh_stat=$(<"/proc/$$/stat"); } 2>/dev/null || { [[ -t 0 ]]; return; }
-    # Behind the name, which may hold anything: state, parent, group, session, terminal, the terminal's group.
-    read -r -a _pvh_fields <<<"${_pvh_stat##*) }"
-    [[ ${_pvh_fields[2]} == "${_pvh_fields[5]}" ]]
-}
-
-# shellcheck disable=SC2317
-# _pvh_pass_on SIGNAL: to the command; INT and QUIT not when the terminal has done so.
+# _pvh_pass_on SIGNAL: to the command, unless it went to the whole group (a terminal does so) and the command has it.
 _pvh_pass_on() {
     _pvh_was_interrupted=yes
-    if [[ $1 == INT || $1 == QUIT ]] && _pvh_is_in_foreground; then
+    if [[ -z $_pvh_child ]]; then
+        _pvh_waiting_signals+=("$1")
         return
     fi
-    if [[ -n $_pvh_child ]]; then
-        kill -s "$1" "$_pvh_child" 2>/dev/null
+    read -r -t 0.1 -u "$_pvh_watch"
+    # 1 at the end of the pipe, more than 128 when the time is over.
+    if (($? == 1)); then
+        exec {_pvh_watch}<&-
+        _pvh_start_watcher
     else
-        _pvh_waiting_signals+=("$1")
+        kill -s "$1" "$_pvh_child" 2>/dev/null
     fi
 }
 
-readonly _PVH_SIGNALS=(HUP INT QUIT TERM USR1 USR2)
 for _pvh_signal in "${_PVH_SIGNALS[@]}"; do
     # shellcheck disable=SC2064 # the name as it is now
     trap "_pvh_pass_on $_pvh_signal" "$_pvh_signal"
 done
 
+_pvh_start_watcher
 _pvh_started_us=${EPOCHREALTIME//[!0-9]/}
 # In the background, so that signals reach us while it runs; bash would take its stdin and make it ignore INT and QUIT.
 (
     trap - "${_PVH_SIGNALS[@]}"
+    exec {_pvh_watch}<&-
     # What bash itself sets, as it came; and our options are not the command's, by an exported SHELLOPTS.
     set +pu
     if mapfile -d '' -t _pvh_environment <"/proc/$$/environ"; then
@@ -385,6 +393,7 @@ done
 _pvh_ended_us=${EPOCHREALTIME//[!0-9]/}
 # Its process id may belong to another now; and the event is to be sent whatever comes: what sends it inherits this.
 trap '' "${_PVH_SIGNALS[@]}"
+exec {_pvh_watch}<&-
 
 _pvh_event "$_pvh_code" "$@"
 if _pvh_keep "$_pvh_line"; then
