@@ -7,12 +7,13 @@
 # The command is left alone: its arguments, stdin, stdout, stderr, environment and process group are as without us,
 # and its exit code is ours (128 + N when signal N ended it). We write to stderr only when an event can be neither sent
 # nor kept, or a kept line is damaged. Of the environment, `_` is taken away, and what only bash could have set
-# (OPTIND, LINENO, ..) may have bash's value.
+# (OPTIND, LINENO, ..) may differ.
 #
 # A signal that would end us goes to the command once: one that is sent to us alone is passed on after 0.1 s, and one
 # to our whole process group (by a terminal, `timeout`, systemd) has reached it without us. A `tail` of ours in the
-# group tells the two apart. Signals that meet within that time may be told as one. What only stops (TSTP) is not
-# passed on. Killed by SIGKILL while the command runs, we emit nothing.
+# group tells the two apart, by its end. Two signals within that time may be told as one, and when `tail` takes longer
+# to end the command has the signal twice. What only stops (TSTP) is not passed on. Killed by SIGKILL while the command
+# runs, we emit nothing.
 #
 # The event: `timestamp` is when the command began, `duration_ms` how long it took, `status` is Success for exit code
 # 0 and else Failure, `result_signature` is the exit code, `command` the command's name, `args` its arguments with
@@ -30,8 +31,8 @@
 # stay, and the next run of this script for that topic sends them, or `--send-pending` does for every topic (from cron,
 # say). After a try that failed none is made for 30 s; what Kafka said stands in DIR/TOPIC/error.
 #   * What is to be sent is moved to a file of its own first, DIR/TOPIC/MICROSECONDS.jsonl. So is a new.jsonl of
-#     256 KiB. A run sends at most two of these files, the oldest first, so that none is held up by a whole backlog, nor for
-#     longer than about three times --timeout-ms; `--send-pending` sends all.
+#     256 KiB. A run sends at most two of these files, the oldest first, so that none is held up by a whole backlog,
+#     nor for longer than about three times --timeout-ms; `--send-pending` sends all.
 #   * Lines are appended under one lock and sent under another, so none is torn or passed over by handlers that run
 #     at once. A line is on the disk before it is sent.
 #   * Killed between the sending and the removal, or when only some of the lines were acknowledged, the same lines
