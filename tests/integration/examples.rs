@@ -1,77 +1,121 @@
 //! What users start from: `examples/`, each run as it stands.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 
-use crate::scene::Scene;
+use crate::scene::{Scene, wait_for};
 
 /// A port where nobody listens.
 const NO_BROKER: &str = "127.0.0.1:1";
+/// What lies between two signals that the handler can tell apart.
+const TOLD_APART: Duration = Duration::from_millis(400);
+/// Names that a caller may have exported, and a script of bash uses.
+const COMMON_NAMES: &str = "actor operation correlation_id source_name tenant topic pending timeout_ms only_pending \
+    child signal waiting_signals was_interrupted started_us ended_us code line args argv status REPLY say event keep \
+    ARGS_MAX_BYTES DURATION_MAX_MS RETRY_SECONDS LOCK_SECONDS LINE_START LINE_END UTF8 SIGNALS PS4 LINES OLDPWD";
 
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name)
 }
 
-/// `purview_handler.sh`, with its file of pending events.
-struct Handler<'a> {
-    scene: &'a Scene,
+/// `purview_handler.sh`, with its directory of pending events.
+struct Handler {
     dir: tempfile::TempDir,
+    topic: String,
+    brokers: String,
+    consumer: PathBuf,
 }
 
-impl<'a> Handler<'a> {
-    fn new(scene: &'a Scene) -> Self {
-        Self { scene, dir: tempfile::tempdir().unwrap() }
+impl Handler {
+    /// It sends to the scene's topic.
+    fn new(scene: &Scene) -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            topic: scene.topic.clone(),
+            brokers: scene.setting("KAFKA_BROKERS").to_owned(),
+            consumer: env!("CARGO_BIN_EXE_audit-consumer").into(),
+        }
     }
 
-    fn pending(&self) -> PathBuf {
-        self.dir.path().join("state/pending.jsonl")
+    /// In place of `audit-consumer emit` it has a script that appends to the file sent.TOPIC, a line for each call to
+    /// the file calls, and fails while the file away is there.
+    fn with_sink() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let consumer = dir.path().join("sink");
+        let script = r#"#!/bin/bash
+cd "${0%/*}" || exit
+echo >>calls
+while [[ -e hold ]]; do sleep 0.02; done
+[[ ! -e away ]] && cat >>"sent.$3""#;
+        std::fs::write(&consumer, script).unwrap();
+        std::fs::set_permissions(&consumer, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Self { dir, topic: "one".into(), brokers: NO_BROKER.into(), consumer }
     }
 
-    /// The lines of that file, or of one beside it.
-    fn lines(&self, ending: &str) -> Vec<String> {
-        let text = std::fs::read_to_string(self.dir.path().join(format!("state/pending.jsonl{ending}")))
-            .unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A file of what is pending for our topic.
+    fn pending(&self, name: &str) -> PathBuf {
+        self.dir.path().join("pending").join(&self.topic).join(name)
+    }
+
+    /// The lines that wait for our topic.
+    fn waiting(&self) -> Vec<String> {
+        let Ok(files) = std::fs::read_dir(self.pending("")) else { return Vec::new() };
+        let files = files
+            .map(|file| file.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|ext| ext == "jsonl"));
+        files.flat_map(|path| lines(&path)).collect()
     }
 
     fn command(&self, brokers: &str, args: &[&OsStr]) -> Command {
         let mut command = Command::new(example("purview_handler.sh"));
         command
             .current_dir(self.dir.path())
-            .env("AUDIT_CONSUMER", env!("CARGO_BIN_EXE_audit-consumer"))
-            .env("AUDIT_PENDING", self.pending())
+            .env("AUDIT_CONSUMER", &self.consumer)
+            .env("AUDIT_PENDING", self.path("pending"))
             .env("AUDIT_ACTOR", "alice \"a\" é")
-            .env("EMIT_TOPIC", &self.scene.topic)
+            .env("EMIT_TOPIC", &self.topic)
             .env("KAFKA_BROKERS", brokers)
             .args(args);
         command
     }
 
-    /// Runs a command by it, with the scene's Kafka.
+    /// Runs a command by it.
     fn run(&self, args: &[&OsStr]) -> Output {
         let args = [&[OsStr::new("--")], args].concat();
-        self.command(self.scene.setting("KAFKA_BROKERS"), &args).output().unwrap()
+        self.command(&self.brokers, &args).output().unwrap()
     }
 
     /// Runs `true` with an argument while Kafka is away.
-    fn run_without_kafka(&self, argument: &str) -> std::process::Child {
+    fn run_without_kafka(&self, argument: &str) -> Child {
         let args = ["--timeout-ms", "500", "--", "bash", "-c", "echo out; echo err >&2; exit 3", argument];
         let mut command = self.command(NO_BROKER, &args.map(OsStr::new));
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     fn send_pending(&self) -> Output {
-        self.command(self.scene.setting("KAFKA_BROKERS"), &[OsStr::new("--send-pending")]).output().unwrap()
+        self.command(&self.brokers, &[OsStr::new("--send-pending")]).output().unwrap()
     }
+}
+
+/// The lines of a file; none when it is not there.
+fn lines(path: &Path) -> Vec<String> {
+    std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
 /// Stores what was sent, and returns the stored column for each event, in the order of offsets.
@@ -105,7 +149,7 @@ fn an_event_holds_exactly_the_arguments_whatever_they_hold() {
     let script = r#"cat; printf '%s\0' "$@"; echo "its stderr" >&2; exit 7"#;
     let args: Vec<&OsStr> = ["bash", "-c", script, "name"].into_iter().chain(texts).map(OsStr::new).collect();
     let args_after: Vec<&OsStr> = [OsStr::new("--")].into_iter().chain(args.iter().copied()).collect();
-    let mut command = handler.command(scene.setting("KAFKA_BROKERS"), &args_after);
+    let mut command = handler.command(&handler.brokers, &args_after);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"its stdin \xff\n").unwrap();
@@ -120,7 +164,7 @@ fn an_event_holds_exactly_the_arguments_whatever_they_hold() {
     // Bytes that are no UTF-8: shown, and kept exactly.
     let raw = OsStr::from_bytes(b"a\xff\xc3(\xed\xa0\x80\xf4\x90\x80\x80 \xc3\xa9 \\xff");
     assert!(handler.run(&[OsStr::new("true"), raw]).status.success());
-    assert_eq!(handler.lines(""), [""; 0]);
+    assert_eq!(handler.waiting(), [""; 0]);
 
     let rows = stored(&scene, 2, "e");
     let argv: Vec<&str> = args.iter().map(|arg| arg.to_str().unwrap()).collect();
@@ -151,26 +195,26 @@ fn while_kafka_is_away_events_wait_in_a_file_and_are_stored_once() {
         );
     }
     assert!(handler.run(&["true", "third"].map(OsStr::new)).status.success());
-    let waiting = [handler.lines(".sending"), handler.lines("")].concat();
+    let waiting = handler.waiting();
     assert_eq!(waiting.len(), 3, "{waiting:?}");
-    assert!(handler.lines(".error").join(" ").contains("0 of"), "{:?}", handler.lines(".error"));
+    let error = lines(&handler.pending("error")).join(" ");
+    assert!(error.contains("0 of"), "{error}");
 
     // A crash cut a line, and the next one is whole all the same.
     let cut = waiting[0][..waiting[0].len() / 2].to_owned();
-    let mut file = std::fs::OpenOptions::new().append(true).open(handler.pending()).unwrap();
+    let mut file = std::fs::OpenOptions::new().append(true).open(handler.pending("new.jsonl")).unwrap();
     file.write_all(cut.as_bytes()).unwrap();
     assert!(handler.run(&["true", "fourth"].map(OsStr::new)).status.success());
 
     let sent = handler.send_pending();
     assert!(sent.status.success(), "{sent:?}");
     assert!(String::from_utf8_lossy(&sent.stderr).contains("cut lines were not sent"), "{sent:?}");
-    assert_eq!(handler.lines(".damaged"), [cut]);
-    assert_eq!([handler.lines(".sending"), handler.lines("")].concat(), [""; 0]);
+    assert_eq!(lines(&handler.pending("damaged")), [cut]);
+    assert_eq!(handler.waiting(), [""; 0]);
     assert!(handler.send_pending().status.success(), "nothing waits");
 
     // Killed after the sending and before the removal: the same lines once more.
-    std::fs::write(handler.dir.path().join("state/pending.jsonl.sending"), waiting.join("\n") + "\n")
-        .unwrap();
+    std::fs::write(handler.pending("1234567890123456.jsonl"), waiting.join("\n") + "\n").unwrap();
     assert!(handler.send_pending().status.success());
     let args = stored(&scene, 7, "metadata -> 'argv' ->> -1");
     let mut args: Vec<&str> = args.iter().map(|arg| arg.as_str().unwrap()).collect();
@@ -191,20 +235,137 @@ fn a_command_under_the_handler_has_its_signals() {
     let own = Command::new(ask[0]).args(&ask[1..]).output().unwrap();
     assert_eq!(handler.run(&ask.map(OsStr::new)).stdout, own.stdout);
 
-    let script = r#"trap 'echo term; exit 5' TERM; echo ready; while :; do sleep 0.02; done"#;
+    // Each signal once, whether it was sent to the handler or to its whole process group.
+    let script = r#"for name in HUP INT TERM ALRM XCPU; do trap "echo $name" $name; done
+        trap 'exit 5' USR1; echo ready; for ((i = 0; i < 1500; i++)); do sleep 0.02; done"#;
     let args = ["--", "bash", "-c", script].map(OsStr::new);
-    let mut command = handler.command(scene.setting("KAFKA_BROKERS"), &args);
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut stdout = child.stdout.take().unwrap();
-    let mut ready = [0; 6];
-    stdout.read_exact(&mut ready).unwrap();
-    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-    let mut rest = String::new();
-    stdout.read_to_string(&mut rest).unwrap();
-    assert_eq!((child.wait().unwrap().code(), rest.as_str()), (Some(5), "term\n"));
+    let mut command = handler.command(&handler.brokers, &args);
+    let mut child = command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line.unwrap())));
+    let heard = || receiver.recv_timeout(Duration::from_secs(10)).ok();
+    assert_eq!(heard().as_deref(), Some("ready"));
+    let pid = Pid::from_child(&child);
+    let signals = [
+        ("HUP", Signal::HUP),
+        ("INT", Signal::INT),
+        ("TERM", Signal::TERM),
+        ("ALRM", Signal::ALARM),
+        ("XCPU", Signal::XCPU),
+    ];
+    for (name, signal) in signals {
+        kill_process(pid, signal).unwrap();
+        assert_eq!(heard().as_deref(), Some(name), "sent to the handler");
+        std::thread::sleep(TOLD_APART);
+        kill_process_group(pid, signal).unwrap();
+        assert_eq!(heard().as_deref(), Some(name), "sent to the group");
+        std::thread::sleep(TOLD_APART);
+    }
+    kill_process(pid, Signal::USR1).unwrap();
+    assert_eq!((heard(), child.wait().unwrap().code()), (None, Some(5)));
     assert_eq!(handler.run(&["bash", "-c", "kill -KILL $$"].map(OsStr::new)).status.code(), Some(137));
     assert_eq!(handler.run(&["no-such-command"].map(OsStr::new)).status.code(), Some(127));
     assert_eq!(stored(&scene, 4, "result_signature"), ["0", "5", "137", "127"].map(Value::from));
+}
+
+#[test]
+fn a_signal_to_the_group_after_the_command_stops_no_sending() {
+    let handler = Handler::with_sink();
+    std::fs::write(handler.path("hold"), "").unwrap();
+    let mut command = handler.command(NO_BROKER, &["--", "true"].map(OsStr::new));
+    let mut child = command.process_group(0).spawn().unwrap();
+    wait_for("the sending", Duration::from_secs(20), || handler.path("calls").exists());
+    kill_process_group(Pid::from_child(&child), Signal::TERM).unwrap();
+    std::fs::remove_file(handler.path("hold")).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!((lines(&handler.path("sent.one")).len(), handler.waiting().len()), (1, 0));
+}
+
+#[test]
+fn a_command_under_the_handler_has_its_environment() {
+    let handler = Handler::with_sink();
+    let mut under = handler.command(NO_BROKER, &["--", "env", "-0"].map(OsStr::new));
+    under.envs(COMMON_NAMES.split_whitespace().map(|name| (name, "its own")));
+    // A function in place of a tool of ours, a file that bash would run, what bash itself would set, no name.
+    let function = ("BASH_FUNC_grep%%", "() { echo   shadowed; }");
+    std::fs::write(handler.path("rc"), "echo was run; export topic=theirs").unwrap();
+    under.env("BASH_ENV", handler.path("rc"));
+    under.envs([
+        function,
+        ("SHLVL", "7"),
+        ("PWD", "/elsewhere"),
+        ("IFS", "a"),
+        ("COLUMNS", "x"),
+        ("no-name", "y"),
+    ]);
+    let mut alone = Command::new("env");
+    alone.arg("-0").current_dir(handler.dir.path());
+    alone.envs(under.get_envs().map(|(name, value)| (name, value.unwrap())));
+    let [alone, under] = [alone, under].map(|mut command| {
+        let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let entries: BTreeSet<String> = text.split_terminator('\0').map(str::to_owned).collect();
+        entries.into_iter().filter(|entry| !entry.starts_with("_=")).collect::<Vec<_>>()
+    });
+    assert_eq!(under, alone);
+    assert_eq!((lines(&handler.path("sent.one")).len(), handler.waiting().len()), (1, 0));
+
+    let mut bare = Command::new(example("purview_handler.sh"));
+    bare.env_clear().args([
+        "--pending",
+        handler.path("pending").to_str().unwrap(),
+        "--",
+        "/usr/bin/env",
+        "-0",
+    ]);
+    let output = bare.output().unwrap();
+    assert_eq!((output.status.code(), output.stdout), (Some(0), Vec::new()));
+}
+
+#[test]
+fn what_waits_goes_to_its_own_topic_two_files_at_a_time() {
+    let handler = Handler::with_sink();
+    std::fs::write(handler.path("away"), "").unwrap();
+    // The first one is tried and stays a file of its own. Of the others five are a file, as each has 60 KB.
+    let long = "x".repeat(30_000);
+    for _ in 0..12 {
+        assert!(handler.run(&["true", &long].map(OsStr::new)).status.success());
+    }
+    assert!(
+        handler
+            .command(NO_BROKER, &["--topic", ".two", "--", "true"].map(OsStr::new))
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!((lines(&handler.path("calls")).len(), handler.waiting().len()), (2, 12));
+    assert_eq!(handler.send_pending().status.code(), Some(1), "nothing was sent");
+
+    std::fs::remove_file(handler.path("away")).unwrap();
+    std::fs::remove_file(handler.path("calls")).unwrap();
+    std::fs::remove_file(handler.pending("error")).unwrap();
+    assert!(handler.run(&["true"].map(OsStr::new)).status.success());
+    let sent = |topic: &str| lines(&handler.path(&format!("sent.{topic}"))).len();
+    assert_eq!((lines(&handler.path("calls")).len(), sent("one"), handler.waiting().len()), (2, 6, 7));
+    assert_eq!(sent(".two"), 0);
+    assert!(handler.send_pending().status.success());
+    assert_eq!((sent("one"), sent(".two"), handler.waiting().len()), (13, 1, 0));
+    let output =
+        handler.command(NO_BROKER, &["--topic", "a/b", "--", "true"].map(OsStr::new)).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
+fn neither_a_crash_nor_a_clock_that_was_set_back_holds_up_events() {
+    let handler = Handler::with_sink();
+    std::fs::create_dir_all(handler.pending("")).unwrap();
+    // What ext4 may leave of a line, and a time in 2286.
+    std::fs::write(handler.pending("new.jsonl"), "{\"audit_id\":\"\0\0\0").unwrap();
+    std::fs::write(handler.pending("error"), "9999999999\nno broker\n").unwrap();
+    let output = handler.run(&["true"].map(OsStr::new));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cut lines were not sent"), "{output:?}");
+    assert_eq!(lines(&handler.pending("damaged")), ["{\"audit_id\":\"\0\0\0"]);
+    assert_eq!((lines(&handler.path("sent.one")).len(), handler.waiting().len()), (1, 0));
 }
 
 #[test]
