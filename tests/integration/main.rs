@@ -22,6 +22,7 @@ mod letters;
 mod operator;
 mod outage;
 mod projections;
+mod prometheus;
 mod rebalance;
 mod records;
 mod redrive;

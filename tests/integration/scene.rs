@@ -473,6 +473,11 @@ impl Daemon {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Where it answers HTTP.
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The status code and body of a GET; `None` while nobody listens.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
