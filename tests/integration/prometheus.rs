@@ -112,8 +112,8 @@ fn collect(value: &Value, of: &str, found: &mut Vec<(String, String)>) {
             let of = title.map_or(of.to_owned(), |title| format!("{of}: {title}"));
             if let Some(expression) = map.get("expr").and_then(Value::as_str).filter(|text| !text.is_empty()) {
                 let text = expression
-                    .replace("$job", ".*")
-                    .replace("$instance", ".*")
+                    .replace("$job", ".+")
+                    .replace("$instance", ".+")
                     .replace("$__rate_interval", "10s")
                     .replace("$__interval", "10s")
                     .replace("$__range", "5m");
