@@ -1,5 +1,6 @@
 //! The road from the predecessor: its schema adopted, its table and its files imported, each event once.
 
+mod adoption;
 mod past;
 
 use std::os::unix::process::ExitStatusExt;
