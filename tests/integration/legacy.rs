@@ -1,7 +1,10 @@
 //! The road from the predecessor: its schema adopted, its table and its files imported, each event once.
 
 mod adoption;
+mod bounds;
 mod past;
+mod proxy;
+mod same;
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
