@@ -11,25 +11,25 @@
 mod batch;
 mod commit;
 mod report;
+mod seen;
 mod source;
 
-use std::collections::HashSet;
 use std::io::Write;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
-use uuid::Uuid;
+use tokio::time::timeout;
 
 use self::batch::{Candidate, Candidates};
 use self::commit::Importer;
 use self::report::{Counts, Report, SourceReport};
-use self::source::{Item, Origin, Unread};
+use self::seen::Seen;
+use self::source::{Item, Origin, QUEUE_COUNT, Unread};
 use super::ExitStatus;
 use crate::failpoint;
 use crate::model::batch::BatchLimits;
 use crate::model::decode::DecodeRules;
-use crate::model::event::Timestamp;
 use crate::model::legacy::LineRecords;
 use crate::model::position::{Offset, Partition, StreamPartition};
 use crate::store::{
@@ -37,14 +37,10 @@ use crate::store::{
     StoreError, StoreSettings, StreamIdentity,
 };
 
-/// How long beyond `STATEMENT_TIMEOUT_MS` a commit may take before its outcome counts as unknown.
+/// How long beyond `STATEMENT_TIMEOUT_MS` PostgreSQL's answer is waited for; the outcome of a commit is then unknown.
 pub(super) const WORK_MARGIN: Duration = Duration::from_secs(15);
 /// The one partition of an import.
 const PARTITION: Partition = Partition(0);
-/// How many records wait between reading and storing.
-const QUEUE_COUNT: usize = 1_024;
-/// How many ids a dry run remembers, to see what the sources repeat; beyond, repeated events are counted as new.
-const DRY_RUN_ID_MAX_COUNT: usize = 20_000_000;
 
 /// What to import.
 #[derive(Debug, Clone, clap::Args)]
@@ -79,7 +75,8 @@ pub struct ImportSettings {
     pub rules: DecodeRules,
     /// When a batch closes.
     pub limits: BatchLimits,
-    /// How long one commit may take before its outcome counts as unknown.
+    /// How long PostgreSQL's answer is waited for: a look-up with its commit, a claim, a report. Looking at a table and
+    /// the first row of it, which may be sorted, take as long as they take.
     pub work_deadline: Duration,
 }
 
@@ -130,9 +127,9 @@ async fn import(
     origin: &Origin,
     seen: &mut Seen,
 ) -> anyhow::Result<SourceReport> {
+    let deadline = settings.work_deadline;
     let progress = ProgressBar::new_spinner().with_message(format!("looking at {}", origin.name()));
     progress.enable_steady_tick(Duration::from_millis(200));
-    let mut session = settings.store.connect(SessionPurpose::Operator).await?;
     let opened = origin.open(&settings.store).await;
     progress.finish_and_clear();
     let mut opened = opened?;
@@ -141,29 +138,22 @@ async fn import(
     }
     let stream = opened.source.stream();
     let key = StreamPartition { stream: stream.id(), partition: PARTITION };
-    let known = if args.dry_run {
-        session.known_import(key.stream).await?
-    } else {
-        let known = session.register_import(key.stream, &opened.source, &args.actor).await?;
-        failpoint::at("import_registered");
-        Some(known)
-    };
-    if let Some(reason) = known.and_then(|known| changed(&known, &opened.source)) {
-        session.close().await;
-        return Ok(SourceReport::refused(&opened.source.name, reason));
-    }
     let end = end_of(&opened.source)?;
-    let position = if args.dry_run { None } else { Some(claim(settings, &mut session, &stream, end).await?) };
-    session.close().await;
+    let registered = in_time(deadline, "begin an import", register(args, settings, &opened.source)).await?;
+    let (session, position) = match registered {
+        Registered::Changed(reason) => return Ok(SourceReport::refused(&opened.source.name, reason)),
+        Registered::At(session, position) => (session, position),
+    };
     let before = match position {
-        Some(_) => report::total(&settings.store, key).await?,
+        Some(_) => in_time(deadline, "report", report::total(&settings.store, key)).await?,
         None => Counts::default(),
     };
     let start = position.map_or(LineRecords::FIRST, |position| position.next);
     let progress = bar(&opened.source, start);
     let mut sink = match position {
-        None => Sink::Count(Counts::default(), seen),
+        None => Sink::Count(Counts::default(), seen, session),
         Some(position) => {
+            session.close().await;
             let claim = Claim { key, epoch: position.epoch };
             Sink::Store(Box::new(Importer::new(settings, &stream, claim, position.next)))
         }
@@ -171,30 +161,80 @@ async fn import(
     if start < end {
         let (tx, rx) = mpsc::channel(QUEUE_COUNT);
         let is_row = opened.is_table();
-        let (read, stored) =
-            tokio::join!(opened.read(start, tx), drive(settings, rx, (is_row, start), &mut sink, &progress));
+        let kept_max_len_bytes = settings.rules.payload_max_len_bytes;
+        let (read, stored) = tokio::join!(
+            opened.read(start, kept_max_len_bytes, tx),
+            drive(settings, rx, (is_row, start), &mut sink, &progress)
+        );
         progress.finish_and_clear();
         // A reader whose other side is gone says nothing, and what ends without its end was ended by the reader.
         read?;
         stored?;
     }
     let total = match sink {
-        Sink::Count(counts, _) => counts,
+        Sink::Count(counts, _, session) => {
+            session.close().await;
+            counts
+        }
         Sink::Store(importer) => {
             importer.release().await?;
-            report::total(&settings.store, key).await?
+            in_time(deadline, "report", report::total(&settings.store, key)).await?
         }
     };
     Ok(SourceReport::done(&opened.source, total, total.since(before)))
 }
 
-/// Claims the one partition of `stream`, which ends at `end`.
+/// Waits for PostgreSQL's answer to `what`, no longer than `deadline`.
+async fn in_time<T>(
+    deadline: Duration,
+    what: &str,
+    asked: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    timeout(deadline, asked).await.unwrap_or_else(|_elapsed| Err(StoreError::no_answer(what)))
+}
+
+/// How an import begins.
+enum Registered {
+    /// Not at all, and why: the source is not what it was.
+    Changed(String),
+    /// From a position that is claimed; a dry run has none.
+    At(Box<Session>, Option<ClaimedPosition>),
+}
+
+/// Compares `source` with what is recorded of it, and records and claims it, but for a dry run.
+async fn register(
+    args: &ImportArgs,
+    settings: &ImportSettings,
+    source: &ImportSource,
+) -> Result<Registered, StoreError> {
+    let mut session = settings.store.connect(SessionPurpose::Operator).await?;
+    let stream = source.stream();
+    let known = if args.dry_run {
+        session.known_import(stream.id()).await?
+    } else {
+        let known = session.register_import(stream.id(), source, &args.actor).await?;
+        failpoint::at("import_registered");
+        Some(known)
+    };
+    if let Some(reason) = known.and_then(|known| changed(&known, source)) {
+        session.close().await;
+        return Ok(Registered::Changed(reason));
+    }
+    let position = match args.dry_run {
+        true => None,
+        false => Some(claim(settings, &mut session, &stream, source).await?),
+    };
+    Ok(Registered::At(Box::new(session), position))
+}
+
+/// Claims the one partition of `stream`, which is that of `source`.
 async fn claim(
     settings: &ImportSettings,
     session: &mut Session,
     stream: &StreamIdentity,
-    end: Offset,
+    source: &ImportSource,
 ) -> Result<ClaimedPosition, StoreError> {
+    let end = end_of(source)?;
     let request = ClaimRequest {
         stream: stream.clone(),
         partition: PARTITION,
@@ -212,21 +252,10 @@ async fn claim(
 
 /// Where the records go.
 enum Sink<'s> {
-    /// Nowhere: a dry run.
-    Count(Counts, &'s mut Seen),
+    /// Nowhere: a dry run, with the session in which it looks.
+    Count(Counts, &'s mut Seen, Box<Session>),
     /// To PostgreSQL.
     Store(Box<Importer>),
-}
-
-/// The events that a dry run has met.
-#[derive(Debug, Default)]
-pub(super) struct Seen(HashSet<(Uuid, Timestamp)>);
-
-impl Seen {
-    /// Whether this is the first time, as far as is remembered.
-    pub(super) fn is_first(&mut self, event: (Uuid, Timestamp)) -> bool {
-        if self.0.len() < DRY_RUN_ID_MAX_COUNT { self.0.insert(event) } else { !self.0.contains(&event) }
-    }
 }
 
 /// Takes the records and gives them to the sink in batches.
@@ -241,14 +270,15 @@ async fn drive(
     let mut behind = start;
     while let Some(item) = items.recv().await {
         match item {
-            Item::Record(record) => {
-                let candidate = Candidate::read(record, is_row, &settings.rules);
-                behind = candidate.record.offset.next();
-                if !open.has_room_for(&candidate) {
-                    flush(settings, &mut open, 0, sink).await?;
-                    progress.set_position(behind.as_i64().unsigned_abs());
+            Item::Records(records) => {
+                for record in records {
+                    if !open.has_room() {
+                        flush(settings, &mut open, 0, sink).await?;
+                        progress.set_position(behind.as_i64().unsigned_abs());
+                    }
+                    behind = record.offset.next();
+                    open.push(Candidate::read(record, is_row, &settings.rules));
                 }
-                open.push(candidate);
             }
             Item::End { absent_after } => {
                 flush(settings, &mut open, absent_after, sink).await?;
@@ -265,25 +295,29 @@ async fn flush(
     absent_after: u64,
     sink: &mut Sink<'_>,
 ) -> anyhow::Result<()> {
-    let candidates = open.take();
+    let mut candidates = open.take();
     match sink {
         Sink::Store(importer) => importer.store(candidates, absent_after).await?,
-        Sink::Count(counts, seen) => {
-            let mut session = settings.store.connect(SessionPurpose::Operator).await?;
-            let mut candidates = candidates;
-            batch::look_up(&mut session, &mut candidates, &settings.rules).await?;
-            session.close().await;
+        Sink::Count(counts, seen, session) => {
+            let ImportSettings { rules, limits, work_deadline, .. } = settings;
+            let mut rest = candidates.as_mut_slice();
+            while !rest.is_empty() {
+                let looked_up = batch::look_up(session, rest, limits.len_bytes, rules);
+                let count = in_time(*work_deadline, "look up", looked_up).await?;
+                let (done, others) = std::mem::take(&mut rest).split_at_mut(count);
+                done.iter().for_each(|candidate| counts.foresee(candidate, seen));
+                rest = others;
+            }
             counts.absent += absent_after;
-            candidates.iter().for_each(|candidate| counts.foresee(candidate, seen));
         }
     }
     Ok(())
 }
 
-fn end_of(source: &ImportSource) -> anyhow::Result<Offset> {
+fn end_of(source: &ImportSource) -> Result<Offset, StoreError> {
     let first = LineRecords::FIRST.as_i64();
     let end = source.record_count.checked_add(first).and_then(Offset::new);
-    end.ok_or_else(|| anyhow::anyhow!("{} has {} records", source.name, source.record_count))
+    end.ok_or_else(|| StoreError::Broken(format!("{} has {} records", source.name, source.record_count)))
 }
 
 /// Why a source can't go on under the numbers that it had; `None`: it is as it was.

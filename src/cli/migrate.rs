@@ -5,7 +5,7 @@ use std::io::Write;
 use super::table::{Cell, Table, with_thousands};
 use super::{ExitStatus, complain};
 use crate::failpoint;
-use crate::store::{self, AdoptedSchema, ForeignObject, SessionPurpose, StoreSettings};
+use crate::store::{self, AdoptedSchema, ForeignObject, SchemaAdoption, SessionPurpose, StoreSettings};
 
 /// How to migrate.
 #[derive(Debug, Clone, clap::Args)]
@@ -15,8 +15,8 @@ pub struct MigrateArgs {
     pub adopt_legacy: bool,
 }
 
-/// Migrates, and writes what was done to `out`. [`ExitStatus::Refused`] when a foreign schema is in the way; nothing is
-/// changed then.
+/// Migrates, and writes what was done to `out`. [`ExitStatus::Refused`] when a foreign schema is in the way, or
+/// can't be renamed; nothing is changed then.
 ///
 /// # Errors
 /// What PostgreSQL or `out` report.
@@ -29,9 +29,14 @@ pub async fn run(
     let mut session = store.connect(SessionPurpose::Operator).await?;
     if args.adopt_legacy {
         match session.adopt_legacy().await? {
-            Some(adopted) => tell(&adopted, out)?,
-            None => {
+            SchemaAdoption::Renamed(adopted) => tell(&adopted, out)?,
+            SchemaAdoption::Nothing => {
                 writeln!(out, "nothing to adopt: no schema audit_events of another program is in the way")?
+            }
+            SchemaAdoption::Refused(reason) => {
+                session.close().await;
+                complain(&format!("nothing was done: {reason}"));
+                return Ok(ExitStatus::Refused);
             }
         }
         failpoint::at("migrate_adopted");
@@ -61,7 +66,7 @@ fn in_the_way(foreign: &[ForeignObject]) -> String {
 }
 
 fn tell(adopted: &AdoptedSchema, out: &mut dyn Write) -> anyhow::Result<()> {
-    let name = &adopted.name;
+    let name = adopted.name;
     writeln!(out, "the schema audit_events is now {name}; nothing in it was changed:")?;
     let mut table = Table::new(&["what", "name now", "rows, about"]);
     for object in &adopted.objects {

@@ -14,12 +14,13 @@
 //!
 //! [`read_row`] and [`read_line`] turn them into a payload as producers write it, for [`super::decode`]. A field that a
 //! form lacks is *assumed*: it gets the event schema's default, and is named in the event's metadata under
-//! [`IMPORT_MARK`], with the form: an auditor sees what was written down and what was filled in.
+//! [`IMPORT_MARK`], with the form: an auditor sees what was written down and what was filled in. A NULL in a row, or a
+//! `null` in a line, lacks its field too where the schema has a default; where it has none, the field stays null.
 //!
 //! # The same event, told twice
 //!
 //! A row and a line of one event differ in what they lack, and from the record in Kafka, so comparing them whole would
-//! take each for a conflict. [`Legacy::agrees`] compares what the line tells, field by field and by value, with the
+//! take each for a conflict. [`Legacy::relation`] compares what the line tells, field by field and by value, with the
 //! stored event: they agree, and it is a duplicate; or the line says something else, and it is a conflict, which keeps
 //! the line. What a line adds to an event that was stored from a poorer form is a conflict too, so that it is not lost.
 //!
@@ -27,6 +28,7 @@
 //! two digits where one of the two has no more, as the table rounded them.
 
 mod lines;
+mod same;
 #[cfg(test)]
 mod tests;
 
@@ -34,8 +36,8 @@ use std::borrow::Cow;
 
 use serde_json::Value as Json;
 
-pub use self::lines::{LINES_MAX_LEN_BYTES, LegacyRecord, LineRecords};
-use super::event::{Event, Timestamp, TrustScore};
+pub use self::lines::{LINES_MAX_LEN_BYTES, LegacyRecord, Line, LineRecords};
+pub use self::same::{CONFLICT_SPAN_MICROS, Relation};
 use super::json::{Malformed, Member, Place, Scanner, Value};
 use super::projection::{METADATA_PREFIX, PROPERTY_NAMES, is_taken};
 
@@ -46,9 +48,6 @@ pub const IMPORT_MARK: &str = "audit-consumer.imported";
 const TENANT_DEFAULT: &str = "spel-local-forge";
 /// The actor that the predecessor's Purview lines show for events that named none: Python's word for nothing.
 const NOBODY: &str = "None";
-/// How far apart two times of one event may be: the table rounded to microseconds, and we cut.
-const TIME_TOLERANCE_MICROS: u64 = 1;
-
 /// How many digits of a trust score the table keeps.
 const ROW_SCALE: u8 = 2;
 
@@ -75,6 +74,9 @@ const FIELDS: [&str; 20] = [
     "schema_version",
     "tenant_id",
 ];
+
+/// Those of them that are null when an event does not tell them: they have no default.
+const NULLABLE: [&str; 3] = ["args", "duration_ms", "query_intent"];
 
 /// The fields of a trust line.
 const TRUST_FIELDS: [&str; 9] = [
@@ -136,104 +138,6 @@ impl<'a> Legacy<'a> {
     pub fn into_owned(self) -> Legacy<'static> {
         Legacy { form: self.form, payload: Cow::Owned(self.payload.into_owned()), assumed: self.assumed }
     }
-
-    /// Whether `stored` may be the same event as one of this id at `time`.
-    #[must_use]
-    pub const fn is_time_of(time: Timestamp, stored: Timestamp) -> bool {
-        time.as_unix_micros().abs_diff(stored.as_unix_micros()) <= TIME_TOLERANCE_MICROS
-    }
-
-    /// Whether everything that this row or line tells is so in `stored`; `told` is what its payload decodes to, and
-    /// `own_tenant` the tenant of events that name none. Id and time are not compared.
-    #[must_use]
-    pub fn agrees(&self, told: &Event<'_>, stored: &Event<'_>, own_tenant: &str) -> bool {
-        let is_told = |field: &str| !self.assumed.contains(&field);
-        let same = |field: &str, is_same: bool| !is_told(field) || is_same;
-        let is_default_tenant = told.tenant_id == TENANT_DEFAULT && stored.tenant_id == own_tenant;
-        told.correlation_id == stored.correlation_id
-            && told.operation == stored.operation
-            && told.command == stored.command
-            && told.actor == stored.actor
-            && told.status == stored.status
-            && same("args", told.args == stored.args)
-            && same("duration_ms", told.duration_ms == stored.duration_ms)
-            && same("result_signature", told.result_signature == stored.result_signature)
-            && same("client_app", told.client_app == stored.client_app)
-            && same("caller_ip_address", told.caller_ip_address == stored.caller_ip_address)
-            && same("federated_source", told.federated_source == stored.federated_source)
-            && same("query_intent", told.query_intent == stored.query_intent)
-            && same("bypass_llm", told.bypass_llm == stored.bypass_llm)
-            && same("trust_score", is_same_score(told.trust_score, stored.trust_score))
-            && same("purview_compatible", told.purview_compatible == stored.purview_compatible)
-            && same("metadata", is_same_metadata(&told.metadata, &stored.metadata))
-            && same("schema_version", told.schema_version == stored.schema_version)
-            && same("tenant_id", told.tenant_id == stored.tenant_id || is_default_tenant)
-            && (self.form != LegacyForm::Event
-                || is_same_json(
-                    told.extra.as_deref().unwrap_or("{}"),
-                    stored.extra.as_deref().unwrap_or("{}"),
-                ))
-    }
-}
-
-/// Whether two scores may be of one event: one that has no more digits than the table keeps may have been rounded.
-fn is_same_score(one: TrustScore, other: TrustScore) -> bool {
-    match one.scale().min(other.scale()) {
-        ..=ROW_SCALE => rounded(one) == rounded(other),
-        _ => value(one) == value(other),
-    }
-}
-
-/// The score's value in units of `10^-16`.
-fn value(score: TrustScore) -> u128 {
-    let zeros = u32::from(TrustScore::MAX_SCALE.saturating_sub(score.scale()));
-    u128::from(score.unscaled()) * 10u128.pow(zeros)
-}
-
-/// The score's value as the table keeps it, half away from zero as `numeric` rounds.
-fn rounded(score: TrustScore) -> u128 {
-    let unit = 10u128.pow(u32::from(TrustScore::MAX_SCALE - ROW_SCALE));
-    (value(score) + unit / 2) / unit * unit
-}
-
-/// Whether two objects of metadata are the same by value, but for our mark.
-fn is_same_metadata(one: &str, other: &str) -> bool {
-    let without_mark = |text: &str| {
-        let mut json: Json = serde_json::from_str(text).ok()?;
-        if let Some(object) = json.as_object_mut() {
-            object.remove(IMPORT_MARK);
-        }
-        Some(json)
-    };
-    match (without_mark(one), without_mark(other)) {
-        (Some(one), Some(other)) => is_same_value(&one, &other),
-        _ => one.trim() == other.trim(),
-    }
-}
-
-/// Whether two JSON texts are the same by value; texts that hold numbers beyond a double are the same by text.
-fn is_same_json(one: &str, other: &str) -> bool {
-    match (serde_json::from_str(one), serde_json::from_str(other)) {
-        (Ok(one), Ok(other)) => is_same_value(&one, &other),
-        _ => one.trim() == other.trim(),
-    }
-}
-
-/// Recursion ends where that of decoding does, which both texts have passed.
-fn is_same_value(one: &Json, other: &Json) -> bool {
-    match (one, other) {
-        (Json::Number(one), Json::Number(other)) => one == other || one.as_f64() == other.as_f64(),
-        (Json::Array(one), Json::Array(other)) => {
-            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| is_same_value(one, other))
-        }
-        (Json::Object(one), Json::Object(other)) => {
-            let is_there = |(key, value): (&String, &Json)| {
-                other.get(key).is_some_and(|found| is_same_value(value, found))
-            };
-            one.len() == other.len() && one.iter().all(is_there)
-        }
-        _ => one == other,
-    }
 }
 
 /// Reads a row of the predecessor's table, as `to_jsonb` prints it: its columns are named like the event's fields, and
@@ -241,8 +145,7 @@ fn is_same_value(one: &Json, other: &Json) -> bool {
 #[must_use]
 pub fn read_row(row: &[u8]) -> Legacy<'_> {
     let Some(members) = members_of(row) else { return Legacy::as_it_came(row) };
-    let assumed: Vec<&'static str> =
-        FIELDS.into_iter().filter(|field| members.iter().all(|member| member.name != *field)).collect();
+    let assumed = assumed(members.iter().map(|member| (&*member.name, member.value)));
     if assumed.is_empty() {
         return Legacy { form: LegacyForm::Row, ..Legacy::as_it_came(row) };
     }
@@ -276,12 +179,20 @@ pub fn read_line(line: &[u8]) -> Legacy<'_> {
 }
 
 fn trust<'a>(members: &[Named<'_>]) -> Legacy<'a> {
-    let is_assumed = |field: &&str| !TRUST_FIELDS.contains(field);
-    let assumed: Vec<&'static str> = FIELDS.into_iter().filter(is_assumed).collect();
+    let assumed = assumed(members.iter().map(|member| (&*member.name, member.value)));
     let mut payload = Object::default();
     members.iter().for_each(|member| payload.push(member.key, member.raw));
     payload.push("metadata", &with_mark("{}", LegacyForm::Trust, &assumed));
     Legacy { form: LegacyForm::Trust, payload: payload.into_payload(), assumed }
+}
+
+/// The fields that `told` leaves to be filled in: those that it does not name, and nulls where there is a default.
+fn assumed<'a>(told: impl Iterator<Item = (&'a str, Value<'a>)> + Clone) -> Vec<&'static str> {
+    let is_assumed = |field: &&str| match told.clone().find(|(name, _)| name == field) {
+        Some((_, value)) => matches!(value, Value::Null) && !NULLABLE.contains(field),
+        None => true,
+    };
+    FIELDS.into_iter().filter(is_assumed).collect()
 }
 
 /// Where a key of a Purview line stands in an event; `None`: it is no field's.
@@ -320,11 +231,17 @@ fn field_of_property(key: &str) -> Option<&'static str> {
 fn purview<'a>(members: &[Named<'_>], properties: &str) -> Result<Legacy<'a>, Malformed> {
     let properties = scan(properties)?;
     let is_ours = members.iter().any(|member| member.name == "resourceId");
-    let mut payload = Object::default();
+    let (mut payload, mut told) = (Object::default(), Vec::new());
     for member in members {
         match (&*member.name, field_of(&member.name)) {
-            (_, Some(field)) => payload.push(field, member.raw),
-            ("identity", _) => payload.push("actor", &actor(member.raw)),
+            (_, Some(field)) => {
+                payload.push(field, member.raw);
+                told.push((field, member.value));
+            }
+            ("identity", _) => {
+                payload.push("actor", &actor(member.raw));
+                told.push(("actor", member.value));
+            }
             ("properties" | "category" | "level" | "resourceId" | "tenantId" | "operationVersion", _) => {}
             _ => payload.push(member.key, member.raw),
         }
@@ -333,7 +250,10 @@ fn purview<'a>(members: &[Named<'_>], properties: &str) -> Result<Legacy<'a>, Ma
     let mut metadata = Object::default();
     for member in &properties {
         match (&*member.name, field_of_property(&member.name)) {
-            (_, Some(field)) => payload.push(field, member.raw),
+            (_, Some(field)) => {
+                payload.push(field, member.raw);
+                told.push((field, member.value));
+            }
             ("resource", _) if Some(member.raw) == command => {}
             (name, _) if PROPERTY_NAMES.contains(&name) => payload.push(member.key, member.raw),
             (name, _) => match name.strip_prefix(METADATA_PREFIX).filter(|_| is_taken(name)) {
@@ -342,11 +262,11 @@ fn purview<'a>(members: &[Named<'_>], properties: &str) -> Result<Legacy<'a>, Ma
             },
         }
     }
-    let assumed: Vec<&'static str> = match (is_ours, metadata.0.is_empty()) {
-        (true, _) => Vec::new(),
-        (false, true) => vec!["purview_compatible", "metadata"],
-        (false, false) => vec!["purview_compatible"],
-    };
+    if !metadata.0.is_empty() {
+        told.push(("metadata", Value::Object("{}")));
+    }
+    // What we leave out of a line of ours is not filled in: it was so.
+    let assumed = if is_ours { Vec::new() } else { assumed(told.iter().copied()) };
     let metadata = metadata.into_text();
     let metadata =
         if assumed.is_empty() { metadata } else { with_mark(&metadata, LegacyForm::Purview, &assumed) };
@@ -371,15 +291,19 @@ fn actor(identity: &str) -> String {
     }
 }
 
-/// `metadata` with our mark; one that has it already keeps it.
+/// `metadata` with our mark. What stood under the mark's key is kept in it, as `before`.
 fn with_mark(metadata: &str, form: LegacyForm, assumed: &[&str]) -> String {
     let Ok(members) = scan(metadata) else { return metadata.to_owned() };
-    let mut object = Object::default();
-    members.iter().for_each(|member| object.push(member.key, member.raw));
-    if members.iter().all(|member| member.name != IMPORT_MARK) {
-        let mark = serde_json::json!({"from": form.as_str(), "assumed": assumed});
-        object.push(IMPORT_MARK, &mark.to_string());
+    let (mut object, mut mark) = (Object::default(), Object::default());
+    for member in &members {
+        match &*member.name {
+            IMPORT_MARK => mark.push("before", member.raw),
+            _ => object.push(member.key, member.raw),
+        }
     }
+    mark.push("assumed", &serde_json::json!(assumed).to_string());
+    mark.push("from", &serde_json::json!(form.as_str()).to_string());
+    object.push(IMPORT_MARK, &mark.into_text());
     object.into_text()
 }
 

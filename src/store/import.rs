@@ -136,7 +136,8 @@ impl Session {
     }
 
     /// Calls `visit` for each row of the source that [`Self::open_table`] read, as JSON, in the fixed order and without
-    /// the first `skip_count`; until it says `false`.
+    /// the first `skip_count`; until it says `false`. It gets the text's first `kept_max_len_bytes` bytes, which alone
+    /// come from the server (as characters), and the length of all of it.
     ///
     /// Not cancel safe: when the future is dropped, the session must be dropped too.
     ///
@@ -145,19 +146,25 @@ impl Session {
     pub async fn for_each_row(
         &mut self,
         source: &ImportSource,
-        skip_count: i64,
-        mut visit: impl AsyncFnMut(Vec<u8>) -> bool,
+        (skip_count, kept_max_len_bytes): (i64, usize),
+        mut visit: impl AsyncFnMut(Vec<u8>, usize) -> bool,
     ) -> Result<(), StoreError> {
+        // The outer query only cuts; rows come from a subquery in its order, as nothing else could reorder them.
         let sql = format!(
-            "SELECT to_jsonb(t)::text AS row FROM {} AS t \
-              ORDER BY t.timestamp, t.audit_id, to_jsonb(t)::text COLLATE \"C\" OFFSET $1",
+            "SELECT octet_length(r.row) AS len_bytes, \
+                    CASE WHEN octet_length(r.row) > $2 THEN left(r.row, $2) ELSE r.row END AS row \
+               FROM (SELECT to_jsonb(t)::text AS row FROM {} AS t \
+                      ORDER BY t.timestamp, t.audit_id, to_jsonb(t)::text COLLATE \"C\" OFFSET $1) AS r",
             source.name
         );
-        let mut rows =
-            sqlx::query(AssertSqlSafe(sql)).bind(skip_count).persistent(false).fetch(&mut self.connection);
+        let kept_max = i32::try_from(kept_max_len_bytes).unwrap_or(i32::MAX);
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(skip_count).bind(kept_max);
+        let mut rows = query.persistent(false).fetch(&mut self.connection);
         while let Some(row) = rows.try_next().await? {
-            let text: String = row.try_get("row")?;
-            if !visit(text.into_bytes()).await {
+            let (text, len_bytes): (String, i32) = (row.try_get("row")?, row.try_get("len_bytes")?);
+            let mut value = text.into_bytes();
+            value.truncate(kept_max_len_bytes);
+            if !visit(value, usize::try_from(len_bytes).unwrap_or(0)).await {
                 break;
             }
         }

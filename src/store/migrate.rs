@@ -1,5 +1,7 @@
 //! The schema, embedded: `migrations/*.sql`, which also work by `psql -f`.
 
+use sqlx::Row;
+
 use super::error::StoreError;
 use super::session::Session;
 
@@ -40,6 +42,26 @@ pub(super) fn names_in_schema() -> Vec<String> {
 }
 
 impl Session {
+    /// Whether the database records that a migration of ours was applied. It is then not applied again, wherever what it
+    /// made is now.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub(super) async fn is_migrated(&mut self) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+            .fetch_one(&mut self.connection)
+            .await?;
+        if !row.try_get::<bool, _>(0)? {
+            return Ok(false);
+        }
+        let versions: Vec<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
+        let row = sqlx::query("SELECT EXISTS (SELECT FROM _sqlx_migrations WHERE version = ANY ($1))")
+            .bind(versions)
+            .fetch_one(&mut self.connection)
+            .await?;
+        Ok(row.try_get(0)?)
+    }
+
     /// Makes the partitions of the months ahead.
     ///
     /// # Errors

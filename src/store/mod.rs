@@ -46,7 +46,7 @@ pub use error::StoreError;
 pub use export::EventFilter;
 pub use gaps::{GapAnswer, GapDeclaration};
 pub use import::{IMPORT_GROUP, ImportSource, TableError};
-pub use legacy::{AdoptedSchema, ForeignObject};
+pub use legacy::{AdoptedSchema, ForeignObject, SchemaAdoption};
 pub use letter_actions::{LetterCount, LetterFilter, LetterState, LetterStatus, OpenRedrive, PartitionScope};
 pub use migrate::migrate;
 pub use projections::{

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use super::ImportSettings;
 use super::batch::{Candidate, Standing, build, look_up};
+use super::{ImportSettings, in_time};
 use crate::failpoint;
 use crate::model::backoff::RetryPolicy;
 use crate::model::batch::{Batch, DeadLetter};
@@ -75,10 +75,15 @@ impl Importer {
 
     /// Gives the claim back; returns the position.
     pub(super) async fn release(mut self) -> anyhow::Result<Offset> {
-        let mut session = self.session().await?;
-        session.release(&self.settings.store.group, &[self.claim]).await?;
-        session.close().await;
-        Ok(self.position)
+        let deadline = self.settings.work_deadline;
+        in_time(deadline, "release", async {
+            let mut session = self.session().await?;
+            session.release(&self.settings.store.group, &[self.claim]).await?;
+            session.close().await;
+            Ok(self.position)
+        })
+        .await
+        .map_err(anyhow::Error::from)
     }
 
     /// Stores `candidates`, which begin at the position, and passes the numbers behind them that hold no record.
@@ -95,7 +100,9 @@ impl Importer {
             let is_all = count == candidates.len();
             let piece = candidates.get_mut(..count).unwrap_or_default();
             let absent_after = if is_all { absent_after } else { 0 };
-            match self.attempt(piece, absent_after, &mut attempt).await {
+            let deadline = self.settings.work_deadline;
+            // An outcome that is not heard of in time is unknown: the next session reads the position.
+            match in_time(deadline, "commit", self.attempt(piece, absent_after, &mut attempt)).await {
                 Ok(()) => attempt.succeeded(count),
                 Err(error) => self.failed(error, &mut attempt, count).await?,
             }
@@ -110,7 +117,8 @@ impl Importer {
         end.context("find the end of a batch")
     }
 
-    /// Tries once; after an error the session is gone.
+    /// Tries once to store `piece`, or as many of its first records as the memory for stored events allows. After an
+    /// error, and when the future is dropped, the session is gone.
     async fn attempt(
         &mut self,
         piece: &mut [Candidate],
@@ -124,13 +132,16 @@ impl Importer {
             self.session = Some(session);
             return Ok(());
         }
-        look_up(&mut session, piece, &self.settings.rules).await?;
-        if piece.iter().any(|candidate| matches!(candidate.standing, Standing::Stored | Standing::Conflict)) {
+        let ImportSettings { rules, limits, .. } = &self.settings;
+        let count = look_up(&mut session, piece, limits.len_bytes, rules).await?;
+        let absent_after = if count == piece.len() { absent_after } else { 0 };
+        let piece = piece.get(..count).unwrap_or_default();
+        if piece.iter().any(|candidate| candidate.standing == Standing::Known) {
             attempt.path = CommitPath::Merge;
         }
         let place = (self.claim, &self.source);
         let sources = session.federated_sources().await?;
-        let mut batch = build(piece, place, (start, absent_after), (&self.settings.rules, &sources))?;
+        let mut batch = build(piece, place, (start, absent_after), (rules, &sources))?;
         if let Some(letter) = &attempt.letter {
             batch = batch.with_only_record_dead(letter.clone());
         }
@@ -152,12 +163,8 @@ impl Importer {
         batch: &Batch,
         path: CommitPath,
     ) -> Result<Vec<CommittedPart>, StoreError> {
-        let commit = async {
-            session.ensure_partitions(batch).await?;
-            session.commit(&self.settings.store.group, batch, path).await
-        };
-        let outcome = timeout(self.settings.work_deadline, commit).await;
-        match outcome.map_err(|_elapsed| StoreError::no_answer("commit"))?? {
+        session.ensure_partitions(batch).await?;
+        match session.commit(&self.settings.store.group, batch, path).await? {
             CommitOutcome::Committed { parts, .. } => Ok(parts),
             CommitOutcome::Stale(_) => Err(self.moved()),
         }

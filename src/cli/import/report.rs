@@ -4,8 +4,8 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
-use super::Seen;
 use super::batch::{Candidate, Standing};
+use super::seen::{Meeting, Seen};
 use crate::cli::table::{Cell, Table, with_thousands};
 use crate::model::position::StreamPartition;
 use crate::store::{IMPORT_GROUP, ImportSource, SessionPurpose, StoreError, StoreSettings};
@@ -34,11 +34,14 @@ impl Counts {
     pub(super) fn foresee(&mut self, candidate: &Candidate, seen: &mut Seen) {
         self.absent += candidate.record.absent_before;
         match candidate.standing {
-            Standing::NoEvent | Standing::Conflict => self.dead_letters += 1,
-            Standing::Stored => self.duplicates += 1,
-            Standing::New(audit_id, time) if seen.is_first((audit_id, time)) => self.imported += 1,
-            // A repetition with other content would be a dead letter; that is not foreseen.
-            Standing::New(..) => self.duplicates += 1,
+            Standing::NoEvent | Standing::Conflict(_) => self.dead_letters += 1,
+            Standing::Known => self.duplicates += 1,
+            Standing::New(audit_id, time) => match seen.meet(audit_id, time) {
+                Meeting::First => self.imported += 1,
+                // A repetition with other content would be a dead letter; that is not foreseen.
+                Meeting::Again => self.duplicates += 1,
+                Meeting::AtAnotherTime => self.dead_letters += 1,
+            },
         }
     }
 

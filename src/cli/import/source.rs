@@ -3,8 +3,10 @@
 //! A file is read twice: once for its length, its lines and its SHA-256, which are compared with what is recorded, and
 //! once for its records. The second time no more than that length is read, and its hash is compared again at the end:
 //! a file that is written to in between ends the import with an error, and not with numbers that nobody can repeat.
+//!
+//! Memory is bounded by bytes: of a record no more than `MAX_EVENT_BYTES` are kept, and records go to the storing side in
+//! chunks ([`Outbox`]), of which [`QUEUE_COUNT`] wait at most.
 
-use std::cell::Cell;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -14,12 +16,18 @@ use anyhow::Context;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use crate::model::legacy::{LINES_MAX_LEN_BYTES, LegacyRecord, LineRecords};
+use crate::model::legacy::{LegacyRecord, Line, LineRecords};
 use crate::model::position::Offset;
 use crate::store::{ImportSource, Session, SessionPurpose, StoreSettings, TableError};
 
 /// How much of a file is read at once.
 const READ_LEN_BYTES: usize = 256 << 10;
+/// How many chunks wait between reading and storing.
+pub(super) const QUEUE_COUNT: usize = 4;
+/// When a chunk is sent: it has this many records, …
+const CHUNK_RECORD_COUNT: usize = 256;
+/// … or this many bytes, and so at most one record more.
+const CHUNK_LEN_BYTES: usize = 1 << 20;
 
 /// A source that can't be imported, and why, in one line: the others can.
 #[derive(Debug, thiserror::Error)]
@@ -29,10 +37,50 @@ pub(super) struct Unread(pub(super) String);
 /// What reading gives, in order.
 #[derive(Debug)]
 pub(super) enum Item {
-    /// The next record.
-    Record(LegacyRecord),
+    /// The next records.
+    Records(Vec<LegacyRecord>),
     /// There are no more, and how many numbers behind the last hold none.
     End { absent_after: u64 },
+}
+
+/// Records on their way to the storing side.
+struct Outbox {
+    items: mpsc::Sender<Item>,
+    records: Vec<LegacyRecord>,
+    len_bytes: usize,
+}
+
+impl Outbox {
+    const fn new(items: mpsc::Sender<Item>) -> Self {
+        Self { items, records: Vec::new(), len_bytes: 0 }
+    }
+
+    fn push(&mut self, record: LegacyRecord) {
+        self.len_bytes += record.value.len();
+        self.records.push(record);
+    }
+
+    /// Whether what was pushed is to be sent before more is.
+    const fn is_full(&self) -> bool {
+        self.records.len() >= CHUNK_RECORD_COUNT || self.len_bytes >= CHUNK_LEN_BYTES
+    }
+
+    fn take(&mut self) -> Item {
+        self.len_bytes = 0;
+        Item::Records(std::mem::take(&mut self.records))
+    }
+
+    /// Sends what was pushed; `false`: the other side is gone, and tells what went wrong there.
+    async fn send(&mut self) -> bool {
+        let item = self.take();
+        self.items.send(item).await.is_ok()
+    }
+
+    /// The same for a thread of its own.
+    fn send_blocking(&mut self) -> bool {
+        let item = self.take();
+        self.items.blocking_send(item).is_ok()
+    }
 }
 
 /// A source, by its name.
@@ -119,14 +167,23 @@ impl Opened {
         matches!(self.reader, Reader::Table(..))
     }
 
-    /// Reads the records from `start` on into `items`, until the other side is gone.
-    pub(super) async fn read(&mut self, start: Offset, items: mpsc::Sender<Item>) -> anyhow::Result<()> {
+    /// Reads the records from `start` on into `items`, until the other side is gone; of a record no more than
+    /// `kept_max_len_bytes`.
+    pub(super) async fn read(
+        &mut self,
+        start: Offset,
+        kept_max_len_bytes: usize,
+        items: mpsc::Sender<Item>,
+    ) -> anyhow::Result<()> {
+        let outbox = Outbox::new(items);
         match &mut self.reader {
-            Reader::Table(session, table) => read_table(session, table, start, &items).await,
+            Reader::Table(session, table) => {
+                read_table(session, table, (start, kept_max_len_bytes), outbox).await
+            }
             Reader::File(path) => {
                 let (path, source) = (path.clone(), self.source.clone());
-                let read = tokio::task::spawn_blocking(move || read_file(&path, &source, start, &items));
-                read.await.context("read the file")?
+                let read = move || read_file(&path, &source, (start, kept_max_len_bytes), outbox);
+                tokio::task::spawn_blocking(read).await.context("read the file")?
             }
         }
     }
@@ -135,20 +192,21 @@ impl Opened {
 async fn read_table(
     session: &mut Session,
     table: &ImportSource,
-    start: Offset,
-    items: &mpsc::Sender<Item>,
+    (start, kept_max_len_bytes): (Offset, usize),
+    mut outbox: Outbox,
 ) -> anyhow::Result<()> {
     let skip_count = start.as_i64().saturating_sub(LineRecords::FIRST.as_i64());
     let mut offset = start;
     session
-        .for_each_row(table, skip_count, async |value| {
-            let record = LegacyRecord { offset, absent_before: 0, value };
+        .for_each_row(table, (skip_count, kept_max_len_bytes), async |value, len_bytes| {
+            outbox.push(LegacyRecord { offset, absent_before: 0, value, len_bytes });
             offset = offset.next();
-            items.send(Item::Record(record)).await.is_ok()
+            !outbox.is_full() || outbox.send().await
         })
         .await?;
-    // The other side tells what went wrong there.
-    drop(items.send(Item::End { absent_after: 0 }).await);
+    if outbox.send().await {
+        drop(outbox.items.send(Item::End { absent_after: 0 }).await);
+    }
     Ok(())
 }
 
@@ -175,56 +233,78 @@ fn look_at(path: &Path) -> std::io::Result<(i64, i64, String)> {
 fn read_file(
     path: &Path,
     source: &ImportSource,
-    start: Offset,
-    items: &mpsc::Sender<Item>,
+    (start, kept_max_len_bytes): (Offset, usize),
+    mut outbox: Outbox,
 ) -> anyhow::Result<()> {
     let in_file = || format!("read {}", path.display());
     let len_bytes = source.len_bytes.unwrap_or(0).unsigned_abs();
     let file = File::open(path).with_context(in_file)?.take(len_bytes);
-    let mut reader = BufReader::with_capacity(READ_LEN_BYTES, file);
-    let (mut hash, mut records, mut line) = (Sha256::new(), LineRecords::default(), Vec::new());
-    let is_heard = Cell::new(true);
-    let send = |record: LegacyRecord| {
-        if record.offset >= start && items.blocking_send(Item::Record(record)).is_err() {
-            is_heard.set(false);
-        }
+    let mut lines = Lines {
+        reader: BufReader::with_capacity(READ_LEN_BYTES, file),
+        hash: Sha256::new(),
+        head: Vec::new(),
+        kept_max_len_bytes,
     };
-    while is_heard.get() && next_line(&mut reader, &mut hash, &mut line).with_context(in_file)? {
-        records.push(&line, send);
+    let mut records = LineRecords::new(kept_max_len_bytes);
+    let is_wanted = |record: &LegacyRecord| record.offset >= start;
+    while let Some(line) = lines.next().with_context(in_file)? {
+        records.push(line, |record| {
+            if is_wanted(&record) {
+                outbox.push(record);
+            }
+        });
+        if outbox.is_full() && !outbox.send_blocking() {
+            return Ok(());
+        }
     }
-    let (_, absent_after) = records.finish(send);
-    if !is_heard.get() {
-        return Ok(());
-    }
-    if hex(&hash.finalize()) != source.fingerprint {
+    let (_, absent_after) = records.finish(|record| {
+        if is_wanted(&record) {
+            outbox.push(record);
+        }
+    });
+    if hex(&lines.hash.finalize()) != source.fingerprint {
         anyhow::bail!(
             "{} was written to while it was imported; stop what writes to it, and import it under another name",
             path.display()
         );
     }
-    drop(items.blocking_send(Item::End { absent_after }));
+    if outbox.send_blocking() {
+        drop(outbox.items.blocking_send(Item::End { absent_after }));
+    }
     Ok(())
 }
 
-/// Reads the next line, without its line feed, of which no more is kept than a record may have; `false` at the end.
-fn next_line(reader: &mut impl BufRead, hash: &mut Sha256, line: &mut Vec<u8>) -> std::io::Result<bool> {
-    line.clear();
-    let mut has_any = false;
-    loop {
-        let piece = reader.fill_buf()?;
-        if piece.is_empty() {
-            return Ok(has_any);
-        }
-        has_any = true;
-        let feed = piece.iter().position(|byte| *byte == b'\n');
-        let content = piece.get(..feed.unwrap_or(piece.len())).unwrap_or_default();
-        let room = LINES_MAX_LEN_BYTES.saturating_sub(line.len());
-        line.extend_from_slice(content.get(..room).unwrap_or(content));
-        let used = feed.map_or(piece.len(), |at| at + 1);
-        hash.update(piece.get(..used).unwrap_or_default());
-        reader.consume(used);
-        if feed.is_some() {
-            return Ok(true);
+/// The lines of a file, of which no more is in memory than is kept.
+struct Lines<R> {
+    reader: R,
+    /// Of all that was read.
+    hash: Sha256,
+    head: Vec<u8>,
+    kept_max_len_bytes: usize,
+}
+
+impl<R: BufRead> Lines<R> {
+    /// The next line; `None` at the end.
+    fn next(&mut self) -> std::io::Result<Option<Line<'_>>> {
+        self.head.clear();
+        let (mut len_bytes, mut is_rest_blank, mut has_any) = (0, true, false);
+        loop {
+            let piece = self.reader.fill_buf()?;
+            let feed = piece.iter().position(|byte| *byte == b'\n');
+            let content = piece.get(..feed.unwrap_or(piece.len())).unwrap_or_default();
+            let room = self.kept_max_len_bytes.saturating_sub(self.head.len());
+            let (kept, rest) = content.split_at_checked(room).unwrap_or((content, &[]));
+            self.head.extend_from_slice(kept);
+            is_rest_blank = is_rest_blank && rest.trim_ascii().is_empty();
+            len_bytes += content.len();
+            has_any = has_any || !piece.is_empty();
+            let (is_end, used) = (piece.is_empty(), feed.map_or(piece.len(), |at| at + 1));
+            self.hash.update(piece.get(..used).unwrap_or_default());
+            self.reader.consume(used);
+            if feed.is_some() || is_end {
+                let line = Line { head: &self.head, len_bytes, is_rest_blank };
+                return Ok(has_any.then_some(line));
+            }
         }
     }
 }
@@ -341,5 +421,53 @@ mod tests {
             assert_eq!((line_count, len_bytes), (lines, i64::try_from(text.len()).unwrap()), "{text:?}");
             assert_eq!(fingerprint, hex(&Sha256::digest(text.as_bytes())));
         }
+    }
+
+    #[test]
+    fn of_a_long_line_no_more_is_in_memory_than_is_kept() {
+        let text = [&b"short\n"[..], &vec![b'x'; 1 << 20], b"\n\n", &vec![b' '; 5_000], b"\nend"].concat();
+        let mut lines = Lines {
+            reader: BufReader::with_capacity(64, text.as_slice()),
+            hash: Sha256::new(),
+            head: Vec::new(),
+            kept_max_len_bytes: 1_000,
+        };
+        let mut found = Vec::new();
+        while let Some(line) = lines.next().unwrap() {
+            found.push((line.head.len(), line.len_bytes, line.is_rest_blank));
+        }
+        assert_eq!(
+            found,
+            [(5, 5, true), (1_000, 1 << 20, false), (0, 0, true), (1_000, 5_000, true), (3, 3, true)]
+        );
+        assert!(lines.head.capacity() < 3_000, "{}", lines.head.capacity());
+        assert_eq!(hex(&lines.hash.finalize()), hex(&Sha256::digest(&text)));
+    }
+
+    #[test]
+    fn what_waits_to_be_stored_is_bounded_by_bytes() {
+        let (items, mut taken) = mpsc::channel(QUEUE_COUNT);
+        let mut outbox = Outbox::new(items);
+        let mut sent_count = 0;
+        let record = |len_bytes: usize| LegacyRecord {
+            offset: LineRecords::FIRST,
+            absent_before: 0,
+            value: vec![0; len_bytes],
+            len_bytes,
+        };
+        for len_bytes in [CHUNK_LEN_BYTES / 2, CHUNK_LEN_BYTES / 2, 1, 2 * CHUNK_LEN_BYTES] {
+            outbox.push(record(len_bytes));
+            if outbox.is_full() {
+                assert!(outbox.send_blocking());
+                sent_count += 1;
+            }
+        }
+        assert_eq!(sent_count, 2);
+        for expect in [2, 2] {
+            let Ok(Item::Records(records)) = taken.try_recv() else { panic!("no records") };
+            assert_eq!(records.len(), expect);
+        }
+        (0..CHUNK_RECORD_COUNT).for_each(|_| outbox.push(record(0)));
+        assert!(outbox.is_full());
     }
 }

@@ -2,8 +2,10 @@
 
 use proptest::prelude::*;
 
+use super::same::is_same_object;
 use super::*;
 use crate::model::decode::{AssumeUtc, DecodeRules, decode};
+use crate::model::event::Event;
 use crate::model::projection::{EventRow, LineFormat, Projection, ProjectionRules};
 use crate::model::rejection::RejectionCode as Code;
 use crate::model::sample::SamplePlan;
@@ -31,7 +33,8 @@ fn read(text: &str) -> Legacy<'_> {
 fn agrees(told: &Legacy<'_>, stored: &[u8]) -> bool {
     let rules = rules();
     let event = decode(Some(&told.payload), &rules).unwrap();
-    told.agrees(&event, &decode(Some(stored), &rules).unwrap(), &rules.tenant_id)
+    let stored = decode(Some(stored), &rules).unwrap();
+    told.relation(&event, &stored, &rules.tenant_id) == Relation::Same
 }
 
 #[track_caller]
@@ -158,24 +161,58 @@ fn a_table_with_fewer_columns_says_what_was_assumed() {
 }
 
 #[test]
-fn times_are_the_same_within_a_microsecond() {
-    let at = |micros| Timestamp::from_unix_micros(micros).unwrap();
-    assert!(
-        Legacy::is_time_of(at(5), at(5))
-            && Legacy::is_time_of(at(5), at(6))
-            && Legacy::is_time_of(at(5), at(4))
-    );
-    assert!(!Legacy::is_time_of(at(5), at(7)));
+fn a_null_that_gets_a_default_says_so() {
+    let rules = rules();
+    let marked = |legacy: &Legacy<'_>| {
+        let event = decode(Some(&legacy.payload), &rules).unwrap();
+        let metadata: Json = serde_json::from_str(&event.metadata).unwrap();
+        metadata[IMPORT_MARK].clone()
+    };
+    let null = |text: &str, from: &str, to: &str| {
+        let changed = text.replacen(from, to, 1);
+        assert_ne!(changed, text, "{from}");
+        changed
+    };
+    let mut row = ROW.to_owned();
+    for (from, to) in [
+        (r#""caller_ip_address": "10.1.2.3""#, r#""caller_ip_address": null"#),
+        (r#""trust_score": 0.88"#, r#""trust_score": null"#),
+        // These have no default: nothing is filled in.
+        (r#""query_intent": "wish_queue""#, r#""query_intent": null"#),
+        (r#""duration_ms": 58"#, r#""duration_ms": null"#),
+    ] {
+        row = null(&row, from, to);
+    }
+    let legacy = read_row(row.as_bytes());
+    let expect = serde_json::json!({"from": "row", "assumed": ["caller_ip_address", "trust_score"]});
+    assert_eq!(marked(&legacy), expect);
+    // What the row does not say contradicts nothing; what it does say still does.
+    assert!(!agrees(&legacy, EVENT.as_bytes()), "a duration that is null is none");
+    let row = null(ROW, r#""caller_ip_address": "10.1.2.3""#, r#""caller_ip_address": null"#);
+    assert!(agrees(&read_row(row.as_bytes()), EVENT.as_bytes()));
+
+    let purview = null(PURVIEW, r#""clientApp": "ritual-cli""#, r#""clientApp": null"#);
+    let expect =
+        serde_json::json!({"from": "purview", "assumed": ["client_app", "purview_compatible", "metadata"]});
+    assert_eq!(marked(&read_line(purview.as_bytes())), expect);
+    let purview = null(PURVIEW, r#""bypassLLM": true, "#, "");
+    let expect =
+        serde_json::json!({"from": "purview", "assumed": ["bypass_llm", "purview_compatible", "metadata"]});
+    assert_eq!(marked(&read_line(purview.as_bytes())), expect);
+    let trust = null(TRUST, "0.876", "null");
+    let assumed = marked(&read_line(trust.as_bytes()))["assumed"].to_string();
+    assert!(assumed.contains("trust_score"), "{assumed}");
 }
 
 #[test]
-fn scores_round_as_numeric_does() {
-    let score = |unscaled, scale| TrustScore::new(unscaled, scale).unwrap();
-    for (stored, told) in
-        [((875, 3), 88), ((874, 3), 87), ((8_749_999, 7), 87), ((9_951, 4), 100), ((8, 1), 80)]
-    {
-        assert_eq!(rounded(score(stored.0, stored.1)), value(score(told, 2)), "{stored:?}");
-    }
+fn a_mark_that_was_there_already_is_kept_in_ours() {
+    let row = ROW.replacen(r#""metadata": {"#, &format!(r#""metadata": {{"{IMPORT_MARK}": [1.50], "#), 1);
+    let row = row.replacen(r#""client_app": "ritual-cli""#, r#""client_app": null"#, 1);
+    let rules = rules();
+    let legacy = read_row(row.as_bytes());
+    let event = decode(Some(&legacy.payload), &rules).unwrap();
+    let mark = format!(r#""{IMPORT_MARK}":{{"before":[1.50],"assumed":["client_app"],"from":"row"}}"#);
+    assert!(event.metadata.contains(&mark), "{}", event.metadata);
 }
 
 /// A stored row of a sample event, as PostgreSQL would print it.
@@ -227,7 +264,7 @@ proptest! {
         let legacy = read_line(line.trim_end().as_bytes());
         prop_assert_eq!(legacy.form, LegacyForm::Purview);
         let back = decode(Some(&legacy.payload), &rules).unwrap();
-        prop_assert!(is_same_metadata(&back.metadata, &event.metadata), "{} {}", back.metadata, event.metadata);
+        prop_assert!(is_same_object(&back.metadata, &event.metadata, IMPORT_MARK), "{} {}", back.metadata, event.metadata);
         prop_assert_eq!(Event { metadata: event.metadata.clone(), ..back }, event.clone());
     }
 

@@ -47,7 +47,10 @@ impl<'s> Past<'s> {
 
     /// Rows, as the daemon inserted them.
     pub(super) fn insert(&self, indexes: impl Iterator<Item = u64>) {
-        let events: Vec<Value> = indexes.map(event).collect();
+        self.insert_events(&indexes.map(event).collect::<Vec<_>>());
+    }
+
+    pub(super) fn insert_events(&self, events: &[Value]) {
         for part in events.chunks(100) {
             let rows = serde_json::to_string(part).unwrap().replace('\'', "''");
             self.scene.sql(&format!(
@@ -69,17 +72,25 @@ impl<'s> Past<'s> {
     /// Lines, as the daemon appended them to both files.
     pub(super) fn log(&self, indexes: impl Iterator<Item = u64>) {
         for index in indexes {
-            append(&self.purview_file(), &format!("{}\n", purview_line(&event(index))));
-            append(&self.trust_file(), &format!("{}\n", trust_line(&event(index))));
+            self.log_event(&event(index));
         }
+    }
+
+    pub(super) fn log_event(&self, event: &Value) {
+        append(&self.purview_file(), &format!("{}\n", purview_line(event)));
+        append(&self.trust_file(), &format!("{}\n", trust_line(event)));
     }
 
     /// Events as the wrapper left them when nothing else worked: over many lines, and the trust line beside.
     pub(super) fn log_by_wrapper(&self, indexes: impl Iterator<Item = u64>) {
         for index in indexes {
-            append(&self.purview_file(), &format!("{:#}\n", event(index)));
-            append(&self.trust_file(), &format!("{}\n", trust_line(&event(index))));
+            self.log_event_by_wrapper(&event(index));
         }
+    }
+
+    pub(super) fn log_event_by_wrapper(&self, event: &Value) {
+        append(&self.purview_file(), &format!("{event:#}\n"));
+        append(&self.trust_file(), &format!("{}\n", trust_line(event)));
     }
 }
 
@@ -112,7 +123,7 @@ pub(super) fn event(index: u64) -> Value {
         "operation": "ritual.query", "command": "query", "args": format!("what's \"next\" é {index}"),
         "actor": if index.is_multiple_of(2) { "alice@corp" } else { "bob" }, "status": "Success",
         "duration_ms": index, "result_signature": "200", "client_app": "portal", "caller_ip_address": "10.1.2.3",
-        "federated_source": "kafka", "query_intent": Value::Null, "bypass_llm": index.is_multiple_of(7),
+        "federated_source": "notion", "query_intent": Value::Null, "bypass_llm": index.is_multiple_of(7),
         "trust_score": score, "purview_compatible": true, "metadata": metadata, "schema_version": "2.0",
         "tenant_id": "spel-local-forge",
     })
