@@ -9,11 +9,11 @@
 # nor kept, or a kept line is damaged. Of the environment, `_` is taken away, and what only bash could have set
 # (OPTIND, LINENO, ..) may differ.
 #
-# A signal that would end us goes to the command once: one that is sent to us alone is passed on after 0.1 s, and one
+# A signal that would end us goes to the command once: one that is sent to us alone is passed on after 0.5 s, and one
 # to our whole process group (by a terminal, `timeout`, systemd) has reached it without us. A `tail` of ours in the
-# group tells the two apart, by its end. Two signals within that time may be told as one, and when `tail` takes longer
-# to end the command has the signal twice. What only stops (TSTP) is not passed on. Killed by SIGKILL while the command
-# runs, we emit nothing.
+# group tells the two apart, by its end. Known limits: while `tail` gets no time to end in 0.5 s, the command has the
+# signal twice; of two different signals within that time, one to us and one to the group, the wrong one may be passed
+# on. What only stops (TSTP) is not passed on. Killed by SIGKILL while the command runs, we emit nothing.
 #
 # The event: `timestamp` is when the command began, `duration_ms` how long it took, `status` is Success for exit code
 # 0 and else Failure, `result_signature` is the exit code, `command` the command's name, `args` its arguments with
@@ -327,6 +327,7 @@ fi
 # The command -------------------------------------------------------------------------------------------------------
 
 _pvh_child=
+_pvh_watch=
 _pvh_waiting_signals=()
 _pvh_was_interrupted=no
 
@@ -336,26 +337,32 @@ readonly _PVH_SIGNALS=(HUP INT QUIT USR1 USR2 PIPE ALRM TERM XCPU XFSZ VTALRM PR
 # _pvh_start_watcher: a process of our group that only waits, so that a signal to the group ends it, and with it its
 # pipe to us. It ends when we do, as nobody reads the pipe then.
 _pvh_start_watcher() {
-    exec {_pvh_watch}< <(ulimit -c 0; trap - "${_PVH_SIGNALS[@]}"; exec tail -f /dev/null 2>/dev/null)
+    exec {_pvh_watch}< <(
+        trap - "${_PVH_SIGNALS[@]}"
+        # Else it would hold the pipe of the one before, and that one could not end.
+        [[ -z $_pvh_watch ]] || exec {_pvh_watch}<&-
+        ulimit -c 0
+        exec tail -f /dev/null 2>/dev/null
+    )
 }
 
 # Called by traps:
 # shellcheck disable=SC2317
 # _pvh_pass_on SIGNAL: to the command, unless it went to the whole group (a terminal does so) and the command has it.
 _pvh_pass_on() {
+    local _pvh_old_watch
     _pvh_was_interrupted=yes
     if [[ -z $_pvh_child ]]; then
         _pvh_waiting_signals+=("$1")
         return
     fi
-    read -r -t 0.1 -u "$_pvh_watch"
+    read -r -t 0.5 -u "$_pvh_watch"
     # 1 at the end of the pipe, more than 128 when the time is over.
-    if (($? == 1)); then
-        exec {_pvh_watch}<&-
-        _pvh_start_watcher
-    else
-        kill -s "$1" "$_pvh_child" 2>/dev/null
-    fi
+    (($? == 1)) || kill -s "$1" "$_pvh_child" 2>/dev/null
+    # Another one, also when it lives: its end may be late, and would be taken for that of the next signal.
+    _pvh_old_watch=$_pvh_watch
+    _pvh_start_watcher
+    exec {_pvh_old_watch}<&-
 }
 
 for _pvh_signal in "${_PVH_SIGNALS[@]}"; do
