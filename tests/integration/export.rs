@@ -383,7 +383,7 @@ fn a_signal_in_the_middle_leaves_no_file() {
     let mut export = Command::new(env!("CARGO_BIN_EXE_audit-consumer"))
         .args(["export", "purview", "--database-url", scene.setting("DATABASE_URL"), "-o"])
         .arg(folder.join("all.jsonl"))
-        // So slow that a row is always there, and that it is not done before it is told to stop.
+        // So slow that a row is always there, and that it takes half a minute when nobody stops it.
         .env("FAILPOINTS", "export_after_write=sleep(50)")
         .stderr(Stdio::piped())
         .spawn()
@@ -393,10 +393,12 @@ fn a_signal_in_the_middle_leaves_no_file() {
     });
     assert!(names()[0].file_name().to_str().unwrap().starts_with(".all.jsonl.partial-"));
     kill_process(Pid::from_child(&export), Signal::TERM).unwrap();
+    let told_at = Instant::now();
     let mut said = String::new();
     export.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(export.wait().unwrap().code(), Some(1), "{said}");
     assert!(said.contains("stopped by a signal"), "{said}");
+    assert!(told_at.elapsed() < Duration::from_secs(10), "not at once, but after {:?}", told_at.elapsed());
     assert!(names().is_empty());
 }
 

@@ -68,7 +68,7 @@ pub(super) fn for_each_member<'a>(object: &'a str, mut visit: impl FnMut(&'a str
             }
             b'}' | b']' => depth = depth.saturating_sub(1),
             b':' if depth == 1 => {
-                let quoted = between(object, start, at).trim();
+                let quoted = between(object, start, at).trim_ascii();
                 key = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
                 start = at + 1;
             }
@@ -78,7 +78,7 @@ pub(super) fn for_each_member<'a>(object: &'a str, mut visit: impl FnMut(&'a str
         let is_end_of_member = is_last || (depth == 1 && byte == b',');
         if is_end_of_member {
             if let Some(key) = key.take() {
-                visit(key, between(object, start, at).trim());
+                visit(key, between(object, start, at).trim_ascii());
             }
             start = at + 1;
         }
