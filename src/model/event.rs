@@ -32,9 +32,7 @@ impl Timestamp {
 impl fmt::Display for Timestamp {
     /// RFC 3339 in UTC with six digits of a second: `2026-01-31T12:00:00.123456Z`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Within the years 0001 to 9999 chrono knows every moment.
-        let time = chrono::DateTime::from_timestamp_micros(self.0).unwrap_or_default();
-        f.write_str(&time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
+        f.write_str(&self.text())
     }
 }
 

@@ -304,17 +304,7 @@ impl<'a> Scanner<'a> {
     /// Passes what needs no look: everything but quotes, backslashes and control characters.
     #[inline(always)]
     fn skip_plain(&mut self) {
-        let (words, tail) = self.rest().as_chunks::<8>();
-        for word in words {
-            let special = special_bytes(u64::from_le_bytes(*word));
-            if special != 0 {
-                self.at += usize::try_from(special.trailing_zeros() / 8).unwrap_or_default();
-                return;
-            }
-            self.at += 8;
-        }
-        let is_plain = |byte: &u8| !matches!(byte, b'"' | b'\\' | ..b' ');
-        self.at += tail.iter().position(|byte| !is_plain(byte)).unwrap_or(tail.len());
+        self.at += plain_len_bytes(self.rest());
     }
 
     fn escape(&mut self) -> Result<(), Malformed> {
@@ -440,6 +430,22 @@ fn repeated_key<'k>(keys: &'k mut [Cow<'_, str>]) -> Option<&'k str> {
         others = rest;
     }
     None
+}
+
+/// How many bytes stand before the first quote, backslash or byte below U+0020. Eight are looked at at once.
+#[inline(always)]
+pub(super) fn plain_len_bytes(text: &[u8]) -> usize {
+    let (words, tail) = text.as_chunks::<8>();
+    let mut at = 0;
+    for word in words {
+        let special = special_bytes(u64::from_le_bytes(*word));
+        if special != 0 {
+            return at + usize::try_from(special.trailing_zeros() / 8).unwrap_or_default();
+        }
+        at += 8;
+    }
+    let is_plain = |byte: &u8| !matches!(byte, b'"' | b'\\' | ..b' ');
+    at + tail.iter().position(|byte| !is_plain(byte)).unwrap_or(tail.len())
 }
 
 /// The high bit of each byte that is a quote, a backslash or below U+0020. Exact up to the lowest such byte;

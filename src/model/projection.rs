@@ -108,8 +108,9 @@ impl ProjectionRules {
     /// The default of `domain`.
     pub const DOMAIN: &'static str = "local";
 
-    fn user(&self, row: &EventRow<'_>) -> String {
-        format!("{}@{}", row.actor, self.domain)
+    /// The actor with our domain, in parts.
+    fn user<'a>(&'a self, row: &EventRow<'a>) -> [&'a str; 3] {
+        [row.actor, "@", &self.domain]
     }
 }
 

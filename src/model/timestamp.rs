@@ -1,4 +1,6 @@
-//! RFC 3339 times to microseconds. Own arithmetic: tested against chrono, several times as fast.
+//! RFC 3339 times to microseconds and back. Own arithmetic: tested against chrono, several times as fast.
+
+use std::ops::Deref;
 
 use super::decode::AssumeUtc;
 use super::event::Timestamp;
@@ -31,6 +33,20 @@ pub(super) enum TimestampFault {
 }
 
 const MICROS_PER_SECOND: i64 = 1_000_000;
+const SECONDS_PER_DAY: i64 = 86_400;
+
+/// A time as its text, `2026-01-31T12:00:00.123456Z`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TimestampText([u8; 27]);
+
+impl Deref for TimestampText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        debug_assert!(self.0.is_ascii(), "digits and signs only");
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
 
 impl Timestamp {
     /// The moment of an RFC 3339 time with its zone, cut to microseconds, or the first of a day in UTC written
@@ -43,6 +59,32 @@ impl Timestamp {
         };
         reading.ok().map(|reading| reading.timestamp)
     }
+
+    /// RFC 3339 in UTC with six digits of a second: `2026-01-31T12:00:00.123456Z`.
+    pub(super) fn text(self) -> TimestampText {
+        let seconds = self.as_unix_micros().div_euclid(MICROS_PER_SECOND);
+        let second_of_day = seconds.rem_euclid(SECONDS_PER_DAY);
+        let (year, month, day) = civil_day(seconds.div_euclid(SECONDS_PER_DAY));
+        let [y1, y2, y3, y4] = digits(year);
+        let ([mo1, mo2], [d1, d2]) = (digits(month), digits(day));
+        let [h1, h2] = digits(second_of_day / 3_600);
+        let ([mi1, mi2], [s1, s2]) = (digits(second_of_day / 60 % 60), digits(second_of_day % 60));
+        let [f1, f2, f3, f4, f5, f6] = digits(self.as_unix_micros().rem_euclid(MICROS_PER_SECOND));
+        TimestampText([
+            y1, y2, y3, y4, b'-', mo1, mo2, b'-', d1, d2, b'T', h1, h2, b':', mi1, mi2, b':', s1, s2, b'.',
+            f1, f2, f3, f4, f5, f6, b'Z',
+        ])
+    }
+}
+
+/// The last `N` decimal digits of a number that is not negative.
+fn digits<const N: usize>(number: i64) -> [u8; N] {
+    let (mut digits, mut rest) = ([b'0'; N], number);
+    for digit in digits.iter_mut().rev() {
+        *digit += u8::try_from(rest % 10).unwrap_or_default();
+        rest /= 10;
+    }
+    digits
 }
 
 /// Reads a time by RFC 3339, section 5.6: `T`, `t` or one space between day and hour, `Z`, `z` or `+hh:mm` as
@@ -72,7 +114,7 @@ fn day_and_time(text: &[u8]) -> Option<(i64, &[u8])> {
     let (hour, minute, second) = (two(h1, h2)?, two(mi1, mi2)?, two(s1, s2)?);
     let is_day = (1..=12).contains(&month) && (1..=days_of_month(year, month)).contains(&day);
     let is_time = matches!(between, b'T' | b't' | b' ') && hour <= 23 && minute <= 59 && second <= 59;
-    let seconds = days_since_1970(year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second;
+    let seconds = days_since_1970(year, month, day) * SECONDS_PER_DAY + hour * 3_600 + minute * 60 + second;
     (is_day && is_time).then_some((seconds, rest))
 }
 
@@ -138,6 +180,18 @@ const fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
     let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
     let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
     era * 146_097 + day_of_era - 719_468
+}
+
+/// The year, month and day that is `days` after 1970-01-01: `civil_from_days` of the same page.
+const fn civil_day(days: i64) -> (i64, i64, i64) {
+    let (era, day_of_era) = ((days + 719_468).div_euclid(146_097), (days + 719_468).rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year_from_march = year_of_era + era * 400;
+    (if month <= 2 { year_from_march + 1 } else { year_from_march }, month, day)
 }
 
 #[cfg(test)]
@@ -244,6 +298,17 @@ mod tests {
     }
 
     #[test]
+    fn every_day_of_eight_hundred_years_is_written_as_chrono_writes_it() {
+        for day in -146_097..146_097 {
+            let time = Timestamp::from_unix_micros(day * 86_400_000_000 - 1).unwrap();
+            let chrono = DateTime::from_timestamp_micros(time.as_unix_micros()).unwrap();
+            assert_eq!(&*time.text(), chrono.to_rfc3339_opts(SecondsFormat::Micros, true));
+        }
+        assert_eq!(&*Timestamp::MIN.text(), "0001-01-01T00:00:00.000000Z");
+        assert_eq!(&*Timestamp::MAX.text(), "9999-12-31T23:59:59.999999Z");
+    }
+
+    #[test]
     fn only_digits_other_than_zero_are_a_loss() {
         let precision = |text| parse(text, AssumeUtc::No).unwrap().precision;
         assert_eq!(precision("2024-01-01T00:00:00.123456Z"), Precision::Exact);
@@ -267,6 +332,14 @@ mod tests {
             let reading = parse(&text, AssumeUtc::No).unwrap();
             prop_assert_eq!(reading.timestamp.as_unix_micros(), micros);
             prop_assert_eq!(reading.precision, Precision::Exact);
+        }
+
+        #[test]
+        fn a_time_is_written_as_chrono_writes_it(
+            micros in Timestamp::MIN.as_unix_micros()..=Timestamp::MAX.as_unix_micros(),
+        ) {
+            let text = DateTime::from_timestamp_micros(micros).unwrap().to_rfc3339_opts(SecondsFormat::Micros, true);
+            prop_assert_eq!(Timestamp::from_unix_micros(micros).unwrap().to_string(), text);
         }
 
         #[test]

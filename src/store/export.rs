@@ -2,11 +2,14 @@
 //!
 //! One `REPEATABLE READ READ ONLY` transaction, so that an export shows one moment. Time partitions are read one
 //! after the other, by name: the server sorts a partition at a time (on disk where it must), and the rows come as
-//! fast as they are taken. Times without a partition of their own are read from the default partition.
+//! fast as they are taken, by binary COPY, which costs both ends the least. Times without a partition of their own
+//! are read from the default partition.
 //!
 //! A savepoint is rolled back after each partition, which gives its lock back and keeps the snapshot: so a long
 //! export does not keep the daemon from making a time partition, but while it reads the default one. A partition
 //! that is dropped meanwhile is an error (42P01), never a hole. The snapshot holds vacuum back.
+
+mod tuple;
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
@@ -14,6 +17,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Row, ValueRef};
 use uuid::Uuid;
 
+use self::tuple::Tuples;
 use super::error::StoreError;
 use super::session::Session;
 use crate::model::event::{Status, Timestamp};
@@ -22,7 +26,17 @@ use crate::model::projection::EventRow;
 /// The time 2000-01-01T00:00:00Z, from which PostgreSQL counts, in Unix microseconds.
 const POSTGRES_EPOCH_UNIX_MICROS: i64 = 946_684_800_000_000;
 
-/// The columns that [`event_row`] reads, of `events`.
+/// What the server may take to sort a partition before it sorts on disk. With its default of 4 MiB it would merge
+/// in several passes what it sorted.
+const SORT_MEMORY: &str = "64MB";
+/// After how many rows others have their turn: rows may come so fast that none of them is waited for.
+const TURN_COUNT: u64 = 256;
+
+/// Why a row can be no event.
+const NO_TIME: &str = "a time outside of the years 0001 to 9999";
+const NO_STATUS: &str = "an unknown status";
+
+/// The columns that [`event_row`] and [`Tuples`] read, of `events`.
 pub(super) const EVENT_ROW_COLUMNS: &str = "audit_id, correlation_id, timestamp, operation, command, args, actor, \
     status, duration_ms, result_signature, client_app, host(caller_ip_address) AS caller_ip_address, federated_source, \
     query_intent, bypass_llm, trust_score::text AS trust_score, purview_compatible, metadata::text AS metadata, \
@@ -47,17 +61,6 @@ pub struct EventFilter {
     pub for_purview_only: bool,
 }
 
-/// A range of time and the table that holds its events.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Window {
-    /// The table's name, quoted where it must be.
-    table: String,
-    /// The first moment; `None`: no bound.
-    start: Option<DateTime<Utc>>,
-    /// The moment after the last one; `None`: no bound.
-    end: Option<DateTime<Utc>>,
-}
-
 impl Session {
     /// Calls `visit` for each event of `filter`, by `(timestamp, audit_id)`; returns how many there were. As long
     /// as it takes: the session's statement timeout does not count here.
@@ -72,21 +75,29 @@ impl Session {
         mut visit: impl FnMut(&EventRow<'_>) -> Result<(), E>,
     ) -> Result<u64, E> {
         let mut event_count = 0;
-        let windows = self.begin_export(filter).await?;
-        for window in windows {
+        let statements = self.begin_export(filter).await?;
+        for statement in statements {
             execute(&mut self.connection, "SAVEPOINT before_window").await?;
-            event_count += read_window(&mut self.connection, filter, &window, &mut visit).await?;
+            event_count += copy(&mut self.connection, &statement, &mut visit).await?;
             execute(&mut self.connection, "ROLLBACK TO SAVEPOINT before_window").await?;
         }
         execute(&mut self.connection, "COMMIT").await?;
         Ok(event_count)
     }
 
-    /// Opens the transaction; returns the ranges that hold the filter's time, in order.
-    async fn begin_export(&mut self, filter: &EventFilter) -> Result<Vec<Window>, StoreError> {
+    /// Opens the transaction; returns the COPYs that give the filter's events, in order: one for each range of time
+    /// and the table that holds its events. COPY takes no parameters, so the server quotes the filter's values.
+    async fn begin_export(&mut self, filter: &EventFilter) -> Result<Vec<String>, StoreError> {
         execute(&mut self.connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         execute(&mut self.connection, "SET LOCAL statement_timeout = 0").await?;
         execute(&mut self.connection, "SET LOCAL idle_in_transaction_session_timeout = 0").await?;
+        sqlx::query(
+            "SELECT set_config('work_mem', $1, true) \
+              WHERE pg_size_bytes(current_setting('work_mem')) < pg_size_bytes($1)",
+        )
+        .bind(SORT_MEMORY)
+        .execute(&mut self.connection)
+        .await?;
         let rows = sqlx::query(
             "WITH partitions AS (SELECT quote_ident(partition_name) AS name, lower, upper, is_default \
                                    FROM audit_events.partition_ranges), \
@@ -96,21 +107,29 @@ impl Session {
              windows AS (SELECT name, lower, upper FROM others \
                          UNION ALL SELECT p.name, g.lower, g.upper FROM partitions AS p, gaps AS g \
                                     WHERE p.is_default AND g.lower < g.upper) \
-             SELECT name, nullif(greatest(lower, $1), '-infinity') AS lower, \
-                    nullif(least(upper, $2), 'infinity') AS upper \
+             SELECT concat('COPY (SELECT ', $8, ' FROM audit_events.', name, ' WHERE true', \
+                           ' AND timestamp >= ' || quote_literal(nullif(greatest(lower, $1), '-infinity')), \
+                           ' AND timestamp < ' || quote_literal(nullif(least(upper, $2), 'infinity')), \
+                           ' AND tenant_id = ' || quote_literal($3::text), \
+                           ' AND actor = ' || quote_literal($4::text), \
+                           ' AND operation = ' || quote_literal($5::text), \
+                           ' AND correlation_id = ' || quote_literal($6::uuid), \
+                           CASE WHEN $7 THEN ' AND purview_compatible' END, \
+                           ' ORDER BY timestamp, audit_id) TO STDOUT (FORMAT binary)') \
                FROM windows WHERE lower < coalesce($2, 'infinity') AND upper > coalesce($1, '-infinity') \
               ORDER BY windows.lower",
         )
         .bind(filter.from.map(moment).transpose()?)
         .bind(filter.to.map(moment).transpose()?)
+        .bind(filter.tenant.as_deref())
+        .bind(filter.actor.as_deref())
+        .bind(filter.operation.as_deref())
+        .bind(filter.correlation_id)
+        .bind(filter.for_purview_only)
+        .bind(EVENT_ROW_COLUMNS)
         .fetch_all(&mut self.connection)
         .await?;
-        rows.iter()
-            .map(|row| {
-                let (start, end) = (row.try_get("lower")?, row.try_get("upper")?);
-                Ok(Window { table: row.try_get("name")?, start, end })
-            })
-            .collect()
+        rows.iter().map(|row| row.try_get(0).map_err(StoreError::from)).collect()
     }
 }
 
@@ -119,37 +138,24 @@ async fn execute(connection: &mut PgConnection, sql: &'static str) -> Result<(),
     Ok(())
 }
 
-async fn read_window<E: From<StoreError>>(
+/// Calls `visit` for each row that `statement` gives; returns how many there were.
+async fn copy<E: From<StoreError>>(
     connection: &mut PgConnection,
-    filter: &EventFilter,
-    window: &Window,
+    statement: &str,
     visit: &mut impl FnMut(&EventRow<'_>) -> Result<(), E>,
 ) -> Result<u64, E> {
-    let sql = format!(
-        "SELECT {EVENT_ROW_COLUMNS} \
-           FROM audit_events.{table} \
-          WHERE ($1::timestamptz IS NULL OR timestamp >= $1) AND ($2::timestamptz IS NULL OR timestamp < $2) \
-            AND ($3::text IS NULL OR tenant_id = $3) AND ($4::text IS NULL OR actor = $4) \
-            AND ($5::text IS NULL OR operation = $5) AND ($6::uuid IS NULL OR correlation_id = $6) \
-            AND (purview_compatible OR NOT $7) \
-          ORDER BY timestamp, audit_id",
-        table = window.table
-    );
-    // Not kept as a prepared statement: each table has its own, and its plan is made for these values.
-    let mut rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(window.start)
-        .bind(window.end)
-        .bind(filter.tenant.as_deref())
-        .bind(filter.actor.as_deref())
-        .bind(filter.operation.as_deref())
-        .bind(filter.correlation_id)
-        .bind(filter.for_purview_only)
-        .persistent(false)
-        .fetch(connection);
-    let mut event_count = 0;
-    while let Some(row) = rows.try_next().await.map_err(StoreError::from)? {
-        visit(&event_row(&row)?)?;
-        event_count += 1;
+    let mut messages = connection.copy_out_raw(statement).await.map_err(StoreError::from)?;
+    let mut event_count: u64 = 0;
+    while let Some(message) = messages.try_next().await.map_err(StoreError::from)? {
+        // A message ends where a row ends (documentation of the protocol, "COPY Operations").
+        let mut tuples = Tuples::of(&message);
+        while let Some(row) = tuples.next()? {
+            visit(&row)?;
+            event_count += 1;
+        }
+        if event_count.is_multiple_of(TURN_COUNT) {
+            tokio::task::yield_now().await;
+        }
     }
     Ok(event_count)
 }
@@ -157,16 +163,15 @@ async fn read_window<E: From<StoreError>>(
 pub(super) fn event_row(row: &PgRow) -> Result<EventRow<'_>, StoreError> {
     let audit_id: Uuid = row.try_get("audit_id")?;
     let status: &str = row.try_get("status")?;
-    let broken = |what: &str| StoreError::Broken(format!("the event {audit_id} in the table has {what}"));
     Ok(EventRow {
         audit_id,
         correlation_id: row.try_get("correlation_id")?,
-        timestamp: timestamp(row)?.ok_or_else(|| broken("a time outside of the years 0001 to 9999"))?,
+        timestamp: timestamp(row)?.ok_or_else(|| broken(audit_id, NO_TIME))?,
         operation: row.try_get("operation")?,
         command: row.try_get("command")?,
         args: row.try_get("args")?,
         actor: row.try_get("actor")?,
-        status: Status::read(status).ok_or_else(|| broken("an unknown status"))?,
+        status: Status::read(status).ok_or_else(|| broken(audit_id, NO_STATUS))?,
         duration_ms: row.try_get("duration_ms")?,
         result_signature: row.try_get("result_signature")?,
         client_app: row.try_get("client_app")?,
@@ -183,6 +188,10 @@ pub(super) fn event_row(row: &PgRow) -> Result<EventRow<'_>, StoreError> {
     })
 }
 
+fn broken(audit_id: Uuid, what: &str) -> StoreError {
+    StoreError::Broken(format!("the event {audit_id} in the table has {what}"))
+}
+
 /// The row's time from its binary form, as chrono can't hold `infinity`; `None`: no time of an event.
 fn timestamp(row: &PgRow) -> Result<Option<Timestamp>, StoreError> {
     let value = row.try_get_raw("timestamp")?;
@@ -190,9 +199,12 @@ fn timestamp(row: &PgRow) -> Result<Option<Timestamp>, StoreError> {
         return Ok(None);
     }
     let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
-    let micros = bytes.try_into().map(i64::from_be_bytes).ok();
-    let unix_micros = micros.and_then(|micros| micros.checked_add(POSTGRES_EPOCH_UNIX_MICROS));
-    Ok(unix_micros.and_then(Timestamp::from_unix_micros))
+    Ok(bytes.try_into().ok().and_then(|micros| event_time(i64::from_be_bytes(micros))))
+}
+
+/// The time that is `micros` microseconds after 2000-01-01T00:00:00Z.
+fn event_time(micros: i64) -> Option<Timestamp> {
+    Timestamp::from_unix_micros(micros.checked_add(POSTGRES_EPOCH_UNIX_MICROS)?)
 }
 
 pub(super) fn moment(time: Timestamp) -> Result<DateTime<Utc>, StoreError> {

@@ -161,6 +161,14 @@ fn lines_are_valid_and_in_the_order_of_time_over_partitions_and_what_has_none() 
 fn filters_choose_and_times_are_half_open() {
     let scene = Scene::new("filters", 1);
     insert(&scene, 2_000);
+    // What would end a text in SQL, begin another one or be a parameter.
+    let hostile = r#"it's \' $1 %s "q" -- $$ ;"#;
+    scene.sql(&format!(
+        "INSERT INTO audit_events.events (audit_id, correlation_id, timestamp, stream_id, source_partition, \
+                source_offset, operation, command, actor, status) \
+         SELECT md5('h' || i)::uuid, md5('c')::uuid, '2026-01-01', md5('h')::uuid, 0, i, 'hostile', 'c', \
+                (ARRAY[$q${hostile}$q$, 'other'])[i], 'Success' FROM generate_series(1, 2) AS i"
+    ));
     let (from, to) = ("2026-01-01T00:05:00.000300Z", "2026-01-01T00:20:00.000200Z");
     let actor = scene.sql("SELECT actor FROM audit_events.events WHERE source_offset = 700");
     let correlation = scene.sql("SELECT correlation_id FROM audit_events.events WHERE source_offset = 700");
@@ -178,6 +186,9 @@ fn filters_choose_and_times_are_half_open() {
         (vec!["--actor", &actor, "--from", from], format!("actor = $q${actor}$q$ AND timestamp >= '{from}'")),
         (vec!["--correlation-id", &correlation], format!("correlation_id = '{correlation}'")),
         (vec!["--actor", "nobody"], "false".into()),
+        (vec!["--actor", hostile], "source_offset = 1 AND operation = 'hostile'".into()),
+        (vec!["--actor", "nobody' OR 'a' = 'a"], "false".into()),
+        (vec!["--tenant", r"nobody\' OR 1 = 1 --"], "false".into()),
     ] {
         let mut all = vec!["export", "trust"];
         all.extend(&args);
@@ -372,8 +383,8 @@ fn a_signal_in_the_middle_leaves_no_file() {
     let mut export = Command::new(env!("CARGO_BIN_EXE_audit-consumer"))
         .args(["export", "purview", "--database-url", scene.setting("DATABASE_URL"), "-o"])
         .arg(folder.join("all.jsonl"))
-        // It is not done before it is told to stop, however slow this thread is.
-        .env("FAILPOINTS", "export_after_write=1*sleep(3000)")
+        // So slow that a row is always there, and that it takes half a minute when nobody stops it.
+        .env("FAILPOINTS", "export_after_write=sleep(50)")
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
@@ -382,10 +393,12 @@ fn a_signal_in_the_middle_leaves_no_file() {
     });
     assert!(names()[0].file_name().to_str().unwrap().starts_with(".all.jsonl.partial-"));
     kill_process(Pid::from_child(&export), Signal::TERM).unwrap();
+    let told_at = Instant::now();
     let mut said = String::new();
     export.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(export.wait().unwrap().code(), Some(1), "{said}");
     assert!(said.contains("stopped by a signal"), "{said}");
+    assert!(told_at.elapsed() < Duration::from_secs(10), "not at once, but after {:?}", told_at.elapsed());
     assert!(names().is_empty());
 }
 

@@ -50,12 +50,12 @@ pub(super) const COLUMNS: &[&str] = &[
 ];
 
 pub(super) fn write_trust(row: &EventRow<'_>, line: &mut Line<'_>) {
-    line.text("timestamp", &row.timestamp.to_string());
+    line.text("timestamp", &row.timestamp.text());
     line.id("audit_id", row.audit_id);
     line.id("correlation_id", row.correlation_id);
     line.text("operation", row.operation);
     line.text("status", row.status.as_str());
-    line.scalar("trust_score", row.trust_score);
+    line.numeral("trust_score", row.trust_score);
     line.text("actor", row.actor);
     line.text("command", row.command);
     line.optional_text("args", row.args);
@@ -63,20 +63,19 @@ pub(super) fn write_trust(row: &EventRow<'_>, line: &mut Line<'_>) {
 
 pub(super) fn write(row: &EventRow<'_>, line: &mut Line<'_>) {
     let extra = row.extra.map_or(Extra::None, |extra| Extra::read(extra, row));
-    let time = match extra {
-        Extra::Fields { time: Some(ref time), .. } => time.clone(),
-        _ => row.timestamp.to_string(),
-    };
     line.id("audit_id", row.audit_id);
     line.id("correlation_id", row.correlation_id);
-    line.text("timestamp", &time);
+    match &extra {
+        Extra::Fields { time: Some(time), .. } => line.text("timestamp", time),
+        _ => line.text("timestamp", &row.timestamp.text()),
+    }
     line.text("operation", row.operation);
     line.text("command", row.command);
     line.optional_text("args", row.args);
     line.text("actor", row.actor);
     line.text("status", row.status.as_str());
     match row.duration_ms {
-        Some(duration_ms) => line.scalar("duration_ms", duration_ms),
+        Some(duration_ms) => line.number("duration_ms", duration_ms),
         None => line.null("duration_ms"),
     }
     line.text("result_signature", row.result_signature);
@@ -84,9 +83,9 @@ pub(super) fn write(row: &EventRow<'_>, line: &mut Line<'_>) {
     line.text("caller_ip_address", row.caller_ip_address);
     line.text("federated_source", row.federated_source);
     line.optional_text("query_intent", row.query_intent);
-    line.scalar("bypass_llm", row.bypass_llm);
-    line.scalar("trust_score", row.trust_score);
-    line.scalar("purview_compatible", row.purview_compatible);
+    line.truth("bypass_llm", row.bypass_llm);
+    line.numeral("trust_score", row.trust_score);
+    line.truth("purview_compatible", row.purview_compatible);
     line.json("metadata", row.metadata);
     line.text("schema_version", row.schema_version);
     line.text("tenant_id", row.tenant_id);

@@ -2,19 +2,47 @@
 //! It is well formed and names no key twice; keys are escaped only where they must be. Other text gives some text
 //! and never a panic.
 
+use crate::model::json::plain_len_bytes;
+
 /// The bytes outside of strings, with their places; of a string the two quotes.
-fn structure(json: &str) -> impl Iterator<Item = (usize, u8)> {
-    let (mut is_inside, mut is_escaped) = (false, false);
-    json.bytes().enumerate().filter(move |(_, byte)| {
-        if !is_inside {
-            is_inside = *byte == b'"';
-            return true;
+const fn structure(json: &str) -> Structure<'_> {
+    Structure { json: json.as_bytes(), at: 0, is_inside: false }
+}
+
+struct Structure<'a> {
+    json: &'a [u8],
+    at: usize,
+    /// Whether `at` is behind a string's opening quote.
+    is_inside: bool,
+}
+
+impl Iterator for Structure<'_> {
+    type Item = (usize, u8);
+
+    #[inline]
+    fn next(&mut self) -> Option<(usize, u8)> {
+        if self.is_inside {
+            self.skip_string();
         }
-        let is_end = *byte == b'"' && !is_escaped;
-        is_escaped = *byte == b'\\' && !is_escaped;
-        is_inside = !is_end;
-        is_end
-    })
+        let (at, byte) = (self.at, *self.json.get(self.at)?);
+        self.at += 1;
+        self.is_inside = byte == b'"' && !self.is_inside;
+        Some((at, byte))
+    }
+}
+
+impl Structure<'_> {
+    /// Passes what stands before the closing quote.
+    fn skip_string(&mut self) {
+        loop {
+            self.at += plain_len_bytes(self.json.get(self.at..).unwrap_or_default());
+            match self.json.get(self.at) {
+                Some(b'"') | None => return,
+                Some(b'\\') => self.at += 2,
+                Some(_) => self.at += 1,
+            }
+        }
+    }
 }
 
 /// What stands from `start` to `end`: both are places of ASCII characters, so the default is never taken.
@@ -40,7 +68,7 @@ pub(super) fn for_each_member<'a>(object: &'a str, mut visit: impl FnMut(&'a str
             }
             b'}' | b']' => depth = depth.saturating_sub(1),
             b':' if depth == 1 => {
-                let quoted = between(object, start, at).trim();
+                let quoted = between(object, start, at).trim_ascii();
                 key = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
                 start = at + 1;
             }
@@ -50,7 +78,7 @@ pub(super) fn for_each_member<'a>(object: &'a str, mut visit: impl FnMut(&'a str
         let is_end_of_member = is_last || (depth == 1 && byte == b',');
         if is_end_of_member {
             if let Some(key) = key.take() {
-                visit(key, between(object, start, at).trim());
+                visit(key, between(object, start, at).trim_ascii());
             }
             start = at + 1;
         }
@@ -69,34 +97,39 @@ pub(super) fn push_compact(json: &str, out: &mut String) {
     out.push_str(between(json, start, json.len()));
 }
 
-/// Appends `text` as a JSON string, escaped where it must be and nowhere else, as `jsonb` does.
-pub(super) fn push_string(text: &str, out: &mut String) {
-    out.push('"');
-    let mut start = 0;
-    for (at, byte) in text.bytes().enumerate() {
-        let escape = match byte {
-            b'"' => "\\\"",
-            b'\\' => "\\\\",
-            0x08 => "\\b",
-            0x0c => "\\f",
-            b'\n' => "\\n",
-            b'\r' => "\\r",
-            b'\t' => "\\t",
-            0x00..=0x1f => "",
-            _ => continue,
-        };
-        out.push_str(between(text, start, at));
-        out.push_str(escape);
-        if escape.is_empty() {
+/// Appends `text` as it stands between the quotes of a JSON string: escaped where it must be and nowhere else, as
+/// `jsonb` does.
+pub(super) fn push_escaped(text: &str, out: &mut String) {
+    let mut rest = text;
+    loop {
+        let plain_len_bytes = plain_len_bytes(rest.as_bytes());
+        let (plain, behind) = rest.split_at_checked(plain_len_bytes).unwrap_or((rest, ""));
+        out.push_str(plain);
+        let Some(byte) = behind.bytes().next() else { return };
+        push_escape(byte, out);
+        rest = behind.get(1..).unwrap_or_default();
+    }
+}
+
+/// Appends the escape of a quote, a backslash or a byte below U+0020.
+fn push_escape(byte: u8, out: &mut String) {
+    let short = match byte {
+        b'"' => "\\\"",
+        b'\\' => "\\\\",
+        0x08 => "\\b",
+        0x0c => "\\f",
+        b'\n' => "\\n",
+        b'\r' => "\\r",
+        b'\t' => "\\t",
+        _ => {
             out.push_str("\\u00");
             for digit in [byte >> 4, byte & 15] {
                 out.extend(char::from_digit(u32::from(digit), 16));
             }
+            return;
         }
-        start = at + 1;
-    }
-    out.push_str(between(text, start, text.len()));
-    out.push('"');
+    };
+    out.push_str(short);
 }
 
 #[cfg(test)]
@@ -135,8 +168,22 @@ mod tests {
         #[test]
         fn strings_are_escaped_as_serde_json_does(text in "\\PC{0,20}|[\\x00-\\x7f]{0,20}") {
             let mut out = String::new();
-            push_string(&text, &mut out);
-            prop_assert_eq!(out, serde_json::to_string(&text).unwrap());
+            push_escaped(&text, &mut out);
+            prop_assert_eq!(format!("\"{out}\""), serde_json::to_string(&text).unwrap());
+        }
+
+        #[test]
+        fn no_string_is_taken_for_structure(text in "[\\[\\]{}\":,\\\\ aä1]{0,20}", number in 0..1_000) {
+            let quoted = serde_json::to_string(&text).unwrap();
+            let object = format!("{{{quoted}: [{quoted}, {number}], \"last\": {quoted}}}");
+            let mut members = Vec::new();
+            for_each_member(&object, |key, value| members.push((key, value)));
+            let list = format!("[{quoted}, {number}]");
+            let key = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap();
+            prop_assert_eq!(members, [(key, list.as_str()), ("last", quoted.as_str())]);
+            let mut out = String::new();
+            push_compact(&object, &mut out);
+            prop_assert_eq!(out, format!("{{{quoted}:[{quoted},{number}],\"last\":{quoted}}}"));
         }
 
         #[test]

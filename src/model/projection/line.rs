@@ -5,7 +5,7 @@ use std::fmt::{Display, Write};
 use uuid::Uuid;
 
 use super::LineFormat;
-use super::jsonb::{for_each_member, is_object, push_compact, push_string};
+use super::jsonb::{for_each_member, is_object, push_compact, push_escaped};
 
 /// A line that is being written. Fields come in the order of the projection's columns, each once.
 #[derive(Debug)]
@@ -32,22 +32,59 @@ impl<'o> Line<'o> {
         });
     }
 
-    /// An object of its own, to be a field's value.
+    /// An object of its own.
     pub(super) fn object(write: impl FnOnce(&mut Line<'_>)) -> String {
         let mut out = String::new();
-        let mut line = Line::begin(LineFormat::JsonLines, &mut out);
-        write(&mut line);
-        line.out.push('}');
+        write_enclosed(["{", "}"], write, &mut out);
         out
+    }
+
+    /// An object, written in place.
+    pub(super) fn nested(&mut self, name: &str, write: impl FnOnce(&mut Line<'_>)) {
+        self.enclosed(name, ["{", "}"], write);
+    }
+
+    /// A list of one object, written in place.
+    pub(super) fn nested_in_list(&mut self, name: &str, write: impl FnOnce(&mut Line<'_>)) {
+        self.enclosed(name, ["[{", "}]"], write);
+    }
+
+    fn enclosed(&mut self, name: &str, brackets: [&str; 2], write: impl FnOnce(&mut Line<'_>)) {
+        self.name(name);
+        match self.format {
+            LineFormat::JsonLines => write_enclosed(brackets, write, self.out),
+            LineFormat::Csv => {
+                let mut cell = String::new();
+                write_enclosed(brackets, write, &mut cell);
+                push_cell(&cell, self.out);
+            }
+        }
     }
 
     /// A text.
     pub(super) fn text(&mut self, name: &str, value: &str) {
         self.name(name);
         match self.format {
-            LineFormat::JsonLines => push_string(value, self.out),
+            LineFormat::JsonLines => {
+                self.out.push('"');
+                push_escaped(value, self.out);
+                self.out.push('"');
+            }
             LineFormat::Csv => push_cell(value, self.out),
         }
+    }
+
+    /// A text that is given in parts.
+    pub(super) fn text_of<'t>(&mut self, name: &str, parts: impl IntoIterator<Item = &'t str>) {
+        if self.format == LineFormat::Csv {
+            return self.text(name, &parts.into_iter().collect::<String>());
+        }
+        self.name(name);
+        self.out.push('"');
+        for part in parts {
+            push_escaped(part, self.out);
+        }
+        self.out.push('"');
     }
 
     /// A text, or null.
@@ -63,11 +100,23 @@ impl<'o> Line<'o> {
         self.text(name, value.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
     }
 
-    /// A number or truth value as it prints.
-    pub(super) fn scalar(&mut self, name: &str, value: impl Display) {
+    /// A number as it prints.
+    pub(super) fn number(&mut self, name: &str, value: impl Display) {
         self.name(name);
         let written = write!(self.out, "{value}");
         debug_assert!(written.is_ok(), "writing to a string can't fail");
+    }
+
+    /// A number as its text stands.
+    pub(super) fn numeral(&mut self, name: &str, text: &str) {
+        self.name(name);
+        self.out.push_str(text);
+    }
+
+    /// A truth value.
+    pub(super) fn truth(&mut self, name: &str, value: bool) {
+        self.name(name);
+        self.out.push_str(if value { "true" } else { "false" });
     }
 
     /// JSON as it is, but for the white space between its parts.
@@ -130,6 +179,13 @@ impl<'o> Line<'o> {
         }
         self.is_empty = false;
     }
+}
+
+/// Appends an object between its brackets.
+fn write_enclosed([open, close]: [&str; 2], write: impl FnOnce(&mut Line<'_>), out: &mut String) {
+    out.push_str(open);
+    write(&mut Line { format: LineFormat::JsonLines, out, is_empty: true });
+    out.push_str(close);
 }
 
 /// Appends a cell: in quotes when it is empty or holds what separates cells and lines (RFC 4180, section 2).

@@ -52,13 +52,13 @@ const SCOPE: &str = "onprem";
 const SECONDS_LEN_BYTES: usize = 19;
 
 pub(super) fn write(row: &EventRow<'_>, rules: &ProjectionRules, line: &mut Line<'_>) {
-    let time = row.timestamp.to_string();
+    let time = row.timestamp.text();
     line.id("Id", row.audit_id);
-    line.scalar("RecordType", RECORD_TYPE);
+    line.number("RecordType", RECORD_TYPE);
     line.text("CreationTime", time.get(..SECONDS_LEN_BYTES).unwrap_or(&time));
     line.text("Operation", row.operation);
     line.text("OrganizationId", row.tenant_id);
-    line.scalar("UserType", USER_TYPE);
+    line.number("UserType", USER_TYPE);
     line.text("UserKey", row.actor);
     line.text("Workload", &rules.category);
     match row.status {
@@ -67,7 +67,7 @@ pub(super) fn write(row: &EventRow<'_>, rules: &ProjectionRules, line: &mut Line
         Status::Pending => line.absent("ResultStatus"),
     }
     line.text("ObjectId", row.command);
-    line.text("UserId", &rules.user(row));
+    line.text_of("UserId", rules.user(row));
     line.text("ClientIP", row.caller_ip_address);
     line.text("Scope", SCOPE);
     line.id("CorrelationId", row.correlation_id);
@@ -77,14 +77,14 @@ pub(super) fn write(row: &EventRow<'_>, rules: &ProjectionRules, line: &mut Line
     line.text("Command", row.command);
     line.optional_text("Args", row.args);
     match row.duration_ms {
-        Some(duration_ms) => line.scalar("DurationMs", duration_ms),
+        Some(duration_ms) => line.number("DurationMs", duration_ms),
         None => line.null("DurationMs"),
     }
     line.text("ClientApp", row.client_app);
     line.text("FederatedSource", row.federated_source);
     line.optional_text("QueryIntent", row.query_intent);
-    line.scalar("BypassLLM", row.bypass_llm);
-    line.scalar("TrustScore", row.trust_score);
+    line.truth("BypassLLM", row.bypass_llm);
+    line.numeral("TrustScore", row.trust_score);
     line.text("SchemaVersion", row.schema_version);
     line.json("Metadata", row.metadata);
     match row.extra {

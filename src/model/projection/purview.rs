@@ -45,8 +45,9 @@ pub(in crate::model) const METADATA_PREFIX: &str = "metadata.";
 const CLAIM_TYPE: &str = "http://schemas.xmlsoap.org/ws/2005/05/identity/claims/upn";
 
 pub(super) fn write(row: &EventRow<'_>, rules: &ProjectionRules, line: &mut Line<'_>) {
-    line.text("time", &row.timestamp.to_string());
-    line.text("resourceId", &rules.resource_id.replace("<tenant>", row.tenant_id));
+    line.text("time", &row.timestamp.text());
+    let resource = rules.resource_id.split("<tenant>").flat_map(|part| [row.tenant_id, part]).skip(1);
+    line.text_of("resourceId", resource);
     line.text("tenantId", row.tenant_id);
     line.text("operationName", row.operation);
     line.text("operationVersion", row.schema_version);
@@ -54,14 +55,14 @@ pub(super) fn write(row: &EventRow<'_>, rules: &ProjectionRules, line: &mut Line
     line.text("resultType", row.status.as_str());
     line.text("resultSignature", row.result_signature);
     match row.duration_ms {
-        Some(duration_ms) => line.scalar("durationMs", duration_ms),
+        Some(duration_ms) => line.number("durationMs", duration_ms),
         None => line.absent("durationMs"),
     }
     line.text("callerIpAddress", row.caller_ip_address);
     line.id("correlationId", row.correlation_id);
     line.text("level", level(row.status));
-    line.json("identity", &identity(row, rules));
-    line.json("properties", &Line::object(|properties| write_properties(row, properties)));
+    line.nested("identity", |identity| write_identity(row, rules, identity));
+    line.nested("properties", |properties| write_properties(row, properties));
 }
 
 const fn level(status: Status) -> &'static str {
@@ -71,19 +72,15 @@ const fn level(status: Status) -> &'static str {
     }
 }
 
-fn identity(row: &EventRow<'_>, rules: &ProjectionRules) -> String {
+fn write_identity(row: &EventRow<'_>, rules: &ProjectionRules, identity: &mut Line<'_>) {
     let user = rules.user(row);
-    let claim = match rules.identity {
-        IdentityForm::Array => {
-            let entry = Line::object(|entry| {
-                entry.text("typ", CLAIM_TYPE);
-                entry.text("val", &user);
-            });
-            format!("[{entry}]")
-        }
-        IdentityForm::Object => Line::object(|entry| entry.text(CLAIM_TYPE, &user)),
-    };
-    Line::object(|identity| identity.json("claim", &claim))
+    match rules.identity {
+        IdentityForm::Array => identity.nested_in_list("claim", |entry| {
+            entry.text("typ", CLAIM_TYPE);
+            entry.text_of("val", user);
+        }),
+        IdentityForm::Object => identity.nested("claim", |entry| entry.text_of(CLAIM_TYPE, user)),
+    }
 }
 
 fn write_properties(row: &EventRow<'_>, properties: &mut Line<'_>) {
@@ -95,9 +92,9 @@ fn write_properties(row: &EventRow<'_>, properties: &mut Line<'_>) {
     properties.id("auditId", row.audit_id);
     properties.text("tenantId", row.tenant_id);
     properties.text("federatedSource", row.federated_source);
-    properties.scalar("bypassLLM", row.bypass_llm);
+    properties.truth("bypassLLM", row.bypass_llm);
     properties.optional_text("queryIntent", row.query_intent);
-    properties.scalar("trustScore", row.trust_score);
+    properties.numeral("trustScore", row.trust_score);
     properties.spread("metadata", row.metadata, |key| is_taken(key).then_some(METADATA_PREFIX));
 }
 
