@@ -58,7 +58,9 @@ impl Prometheus {
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(folder.join("log")).unwrap())
             .spawn()
-            .expect("start prometheus (Debian's package of that name; `.ci/run` installs it)");
+            .unwrap_or_else(|error| {
+                panic!("start prometheus: {error}; install Debian's package of that name, as .ci/run does")
+            });
         let prometheus = Self { child, port };
         wait_for("prometheus", Duration::from_secs(30), || prometheus.get("/-/ready").is_some());
         prometheus
@@ -110,7 +112,8 @@ fn collect(value: &Value, of: &str, found: &mut Vec<(String, String)>) {
         Value::Object(map) => {
             let title = map.get("title").or(map.get("name")).and_then(Value::as_str);
             let of = title.map_or(of.to_owned(), |title| format!("{of}: {title}"));
-            if let Some(expression) = map.get("expr").and_then(Value::as_str).filter(|text| !text.is_empty()) {
+            if let Some(expression) = map.get("expr").and_then(Value::as_str).filter(|text| !text.is_empty())
+            {
                 let text = expression
                     .replace("$job", ".+")
                     .replace("$instance", ".+")
@@ -155,7 +158,9 @@ fn check_by_promtool(daemon: &Daemon) {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("start promtool (Debian's package prometheus)");
+        .unwrap_or_else(|error| {
+            panic!("start promtool: {error}; install Debian's package prometheus, as .ci/run does")
+        });
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let said = [output.stdout, output.stderr].concat();
@@ -235,6 +240,10 @@ fn what_dashboards_and_rules_ask_for_is_there() {
 
 /// Counters whose label values are only known when something happens, and nothing of the kind happened.
 fn may_be_absent(metric: &str) -> bool {
-    ["audit_consumer_relay_failures_total", "audit_consumer_projection_failures_total", "audit_consumer_partitions_held"]
-        .contains(&metric)
+    [
+        "audit_consumer_relay_failures_total",
+        "audit_consumer_projection_failures_total",
+        "audit_consumer_partitions_held",
+    ]
+    .contains(&metric)
 }
