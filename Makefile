@@ -42,9 +42,14 @@ lint: ## Check format and lints, with warnings denied
 	cargo fmt --check
 	cargo clippy --profile ci --all-targets --all-features --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
-		shellcheck -x .ci/run $$(grep -lE '^#!.*\b(ba)?sh\b' deploy/local/* examples/*); \
+		shellcheck -x .ci/run $$(grep -lE '^#!.*\b(ba)?sh\b' deploy/local/* deploy/prometheus/* examples/*); \
 	else \
 		echo "shellcheck is not installed: scripts were not checked" >&2; \
+	fi
+	@if command -v promtool >/dev/null; then \
+		deploy/prometheus/check; \
+	else \
+		echo "promtool is not installed: deploy/prometheus was not checked" >&2; \
 	fi
 
 bench: setup ## Compare with psql's \copy on this machine; writes target/reports/bench.json
