@@ -469,6 +469,11 @@ impl Daemon {
         status.unwrap()
     }
 
+    /// Where it is asked, on 127.0.0.1.
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn log_text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
