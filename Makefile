@@ -30,6 +30,7 @@ demo-down: ## Stop what the demo started and remove its state
 	@deploy/local/demo down
 
 test: setup ## Run every test on a real Kafka and a real PostgreSQL
+	@$(STACK) install tests
 	$(STACK) up
 	settings=$$($(STACK) env); eval "$$settings"; status=0; \
 	cargo test --profile ci --all-features --locked || status=$$?; \

@@ -11,11 +11,11 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::config::{Config, SpoolConfig};
-use crate::http::Http;
+use crate::http::{About, Http};
 use crate::model::batch::BatchLimits;
 use crate::model::decode::{AssumeUtc, DecodeRules};
 use crate::observe::board::Board;
-use crate::observe::{Clock, Metrics, PartitionLabel};
+use crate::observe::{Clock, Metrics, PartitionLabel, RecentLines};
 use crate::outlet::OutletSettings;
 use crate::pipeline::{Pipeline, PipelineSettings, SpoolSettings};
 use crate::projector::{Home, HomeError, Projector, ProjectorSettings};
@@ -208,11 +208,11 @@ fn start_spool(
     Ok(Some(SpoolSettings { spool, after: settings.after }))
 }
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is told to stop; `recent` is what its status page shows of the log.
 ///
 /// # Errors
 /// When it can't start (an address in use, settings that librdkafka refuses) or Kafka's consumer fails for good.
-pub async fn run(config: &Config) -> anyhow::Result<()> {
+pub async fn run(config: &Config, recent: RecentLines) -> anyhow::Result<()> {
     let clock = Clock;
     let board = Board::default();
     let label = if config.process.has_partition_label { PartitionLabel::On } else { PartitionLabel::Off };
@@ -230,6 +230,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     // Before the spool, whose directory is inside by default.
     let home = open_home(config)?;
     let spool = start_spool(config, &mut store, &board)?;
+    let about = About { instance: store.instance, group: config.kafka.group.clone(), recent };
     let relay = RelaySettings {
         store: store.clone(),
         outlet: outlet_settings(config),
@@ -248,7 +249,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let projector =
         ProjectorTask::start(config, store, home, (board.clone(), Arc::clone(&metrics), clock.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), group = config.kafka.group, %address, "started");
-    let http = tokio::spawn(Http::new(board, metrics, clock).serve(listener, stopped));
+    let http = tokio::spawn(Http::new(board, (metrics, clock), about).serve(listener, stopped));
     let pipeline = pipeline.run();
     tokio::pin!(pipeline);
     let outcome = tokio::select! {

@@ -1,14 +1,17 @@
-//! The HTTP side: metrics, probes and status. Reads the board, decides nothing.
+//! The HTTP side: metrics, probes, status and the status page. Reads the board, decides nothing.
 //!
 //! | path | answer |
 //! | --- | --- |
+//! | `/` | the status page: one file that asks `/status` every 2 s |
 //! | `/metrics` | Prometheus text format 0.0.4 |
 //! | `/livez` | 200 while the poll thread turns; never depends on PostgreSQL |
 //! | `/readyz` | 200 while records are stored or an outage is waited out; 503 before Kafka has answered, while an operator must act, and while stopping |
 //! | `/healthz` | the same as `/livez` |
-//! | `/status` | JSON: guarantee, partitions with epochs, positions and lags, holds, database, spool, relay, day files, totals |
+//! | `/status` | JSON: guarantee, partitions with epochs, positions and lags, holds, database, spool, relay, day files, totals, latencies; mode, the last 15 minutes, dead letters by reason, the last warnings and errors, and who answers |
 
-use std::collections::BTreeMap;
+mod page;
+mod status;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,25 +20,29 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use uuid::Uuid;
 
-use crate::model::position::Offset;
+use self::page::Page;
 use crate::model::spool::mode::Mode;
-use crate::observe::board::{
-    Board, BoardState, DatabaseState, OwnedPartition, Phase, ProjectionState, RelayRole, RelayState,
-    SpoolState,
-};
-use crate::observe::{Clock, LagSample, Metrics};
+use crate::observe::board::{Board, BoardState, DatabaseState, OwnedPartition, Phase};
+use crate::observe::{Clock, History, LagSample, Metrics, RecentLines};
 
 /// How long the poll thread may be silent before the process counts as dead: longer than a rebalance callback
 /// in which Kafka and PostgreSQL both run into their time-outs.
 const POLL_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What `/status` says is promised.
-const GUARANTEE: &str = "every record of the source topics is in PostgreSQL exactly once: as an event, a counted \
-    duplicate or a dead letter";
+/// Who answers.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// The process, as PostgreSQL knows it.
+    pub instance: Uuid,
+    /// The consumer group.
+    pub group: String,
+    /// The last warnings and errors of its log.
+    pub recent: RecentLines,
+}
 
 /// What the handlers read.
 #[derive(Debug, Clone)]
@@ -44,6 +51,9 @@ pub struct Http {
     metrics: Arc<Metrics>,
     clock: Clock,
     started_at: Instant,
+    about: Arc<About>,
+    history: History,
+    page: Arc<Page>,
 }
 
 /// Whether the process does its work, and what an operator should know.
@@ -53,19 +63,21 @@ struct Readiness {
 }
 
 impl Http {
-    /// Handlers over the board and the metrics.
+    /// Handlers over the board and the metrics, in the name of `about`.
     #[must_use]
-    pub fn new(board: Board, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        let started_at = clock.monotonic();
-        Self { board, metrics, clock, started_at }
+    pub fn new(board: Board, (metrics, clock): (Arc<Metrics>, Clock), about: About) -> Self {
+        let (started_at, about, page) = (clock.monotonic(), Arc::new(about), Arc::new(Page::new()));
+        Self { board, metrics, clock, started_at, about, history: History::default(), page }
     }
 
-    /// Serves `listener` until `stop` says so.
+    /// Serves `listener` until `stop` says so; meanwhile the history of the status page is recorded.
     ///
     /// # Errors
     /// The listener's.
     pub async fn serve(self, listener: TcpListener, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {
+        let recording = self.history.clone().record(self.board.clone(), self.clock.clone());
         let router = Router::new()
+            .route("/", get(page))
             .route("/metrics", get(metrics))
             .route("/livez", get(live))
             .route("/healthz", get(live))
@@ -77,7 +89,10 @@ impl Http {
                 tracing::debug!("whoever stops the http server is gone; stopping");
             }
         };
-        axum::serve(listener, router).with_graceful_shutdown(stopped).await
+        tokio::select! {
+            served = axum::serve(listener, router).with_graceful_shutdown(stopped).into_future() => served,
+            never = recording => match never {},
+        }
     }
 
     fn is_live(&self) -> bool {
@@ -204,111 +219,11 @@ async fn ready(State(http): State<Http>) -> Response {
     (code, body).into_response()
 }
 
+async fn page(State(http): State<Http>) -> Response {
+    http.page.answer()
+}
+
 async fn status(State(http): State<Http>) -> Response {
-    let now = http.clock.monotonic();
-    let body = status_json(&http.board.lock(), now).to_string();
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
-}
-
-fn status_json(board: &BoardState, now: Instant) -> Value {
-    let readiness = Http::readiness(board);
-    let seconds_since = |at: Instant| now.saturating_duration_since(at).as_secs();
-    let held: Vec<Value> = board
-        .held
-        .iter()
-        .map(|(source, hold)| {
-            json!({
-                "topic": &*source.topic,
-                "partition": source.partition.0,
-                "code": hold.code.as_str(),
-                "detail": hold.detail,
-                "needs_operator": hold.code.needs_operator(),
-                "seconds": seconds_since(hold.since),
-            })
-        })
-        .collect();
-    let database = match &board.database {
-        DatabaseState::Unknown => json!({"state": "unknown"}),
-        DatabaseState::Up => json!({"state": "up"}),
-        DatabaseState::Down { error, since } => {
-            json!({"state": "down", "error": error, "seconds": seconds_since(*since)})
-        }
-        DatabaseState::Misconfigured { error } => json!({"state": "misconfigured", "error": error}),
-    };
-    json!({
-        "guarantee": GUARANTEE,
-        "ready": readiness.is_ready,
-        "notes": readiness.notes,
-        "phase": format!("{:?}", board.phase).to_lowercase(),
-        "database": database,
-        "kafka_reachable": board.is_kafka_reachable,
-        "partitions": board.owned.values().map(partition_json).collect::<Vec<_>>(),
-        "held": held,
-        "totals": {
-            "events": board.totals.events,
-            "duplicates": board.totals.duplicates,
-            "dead_letters": board.totals.dead_letters,
-        },
-        "spool": spool_json(&board.spool),
-        "relay": relay_json(&board.relay, now),
-        "projections": projections_json(&board.projections, now),
-        "latency_ms": {
-            "p50": board.latencies.percentile_ms(50),
-            "p99": board.latencies.percentile_ms(99),
-        },
-    })
-}
-
-fn partition_json(owned: &OwnedPartition) -> Value {
-    json!({
-        "topic": &*owned.source.topic,
-        "partition": owned.source.partition.0,
-        "stream_id": owned.key.stream.to_string(),
-        "epoch": owned.epoch.0,
-        "lane": owned.lane_index,
-        "mode": owned.mode.as_str(),
-        "position": owned.position.as_i64(),
-        "spooled_to": owned.spooled_to.map(Offset::as_i64),
-        "end": owned.end.map(Offset::as_i64),
-        "lag_records": owned.lag(),
-    })
-}
-
-fn spool_json(spool: &SpoolState) -> Value {
-    json!({
-        "on": spool.is_on,
-        "records": spool.stats.record_count,
-        "segments": spool.stats.segment_count,
-        "bytes": spool.stats.total_len_bytes,
-        "max_bytes": spool.max_len_bytes,
-        "quarantined_files": spool.stats.quarantined_file_count,
-        "trouble": spool.trouble,
-    })
-}
-
-fn projections_json(states: &BTreeMap<&'static str, ProjectionState>, now: Instant) -> Value {
-    let state_json = |state: &ProjectionState| {
-        json!({
-            "lag_records": state.waiting_count,
-            "lag_seconds": state.lag(now).as_secs(),
-            "trouble": state.trouble,
-        })
-    };
-    states.iter().map(|(sink, state)| ((*sink).to_owned(), state_json(state))).collect()
-}
-
-fn relay_json(relay: &RelayState, now: Instant) -> Value {
-    let trouble = relay.trouble.as_ref().map(|trouble| {
-        let seconds = now.saturating_duration_since(trouble.since).as_secs();
-        json!({"text": trouble.text, "seconds": seconds})
-    });
-    json!({
-        "role": match relay.role {
-            RelayRole::Leader => "leader",
-            RelayRole::Follower => "follower",
-        },
-        "waiting": relay.waiting_count,
-        "oldest_age_seconds": relay.oldest_age_seconds,
-        "trouble": trouble,
-    })
+    let body = http.status_json().to_string();
+    ([(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")], body).into_response()
 }

@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, LogFormat, Settings};
-use crate::observe::Traces;
+use crate::observe::{RecentLines, Traces};
 use crate::store::StoreError;
 use crate::{app, observe};
 
@@ -144,10 +144,11 @@ pub fn main() -> ExitCode {
         })
     };
     let as_json = config.process.log_format == LogFormat::Json;
-    if let Err(error) = observe::install(level, as_json, traces.tracer()) {
+    let recent = observe::install(level, as_json, traces.tracer()).unwrap_or_else(|error| {
         complain(&error.to_string());
-    }
-    let outcome = runtime.block_on(execute(command, &config));
+        RecentLines::default()
+    });
+    let outcome = runtime.block_on(execute(command, &config, recent));
     traces.shutdown();
     // Threads that still wait for Kafka or PostgreSQL must not hold the process.
     runtime.shutdown_background();
@@ -163,10 +164,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn execute(command: Command, config: &Config) -> anyhow::Result<ExitStatus> {
+async fn execute(command: Command, config: &Config, recent: RecentLines) -> anyhow::Result<ExitStatus> {
     let mut out = std::io::stdout();
     match command {
-        Command::Run => app::run(config).await.map(|()| ExitStatus::Success),
+        Command::Run => app::run(config, recent).await.map(|()| ExitStatus::Success),
         Command::Migrate(args) => {
             let interval = config.database.partition_interval;
             migrate::run(&args, &app::store_settings(config)?, interval, &mut out).await

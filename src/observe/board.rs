@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::latency::Latencies;
 use crate::model::position::{Epoch, Offset, StreamPartition, TopicPartition};
 use crate::model::record::AssignmentId;
+use crate::model::rejection::RejectionCode;
 use crate::model::spool::SpoolStats;
 use crate::model::spool::mode::Mode;
 
@@ -191,6 +192,14 @@ pub struct Totals {
     pub dead_letters: u64,
 }
 
+impl Totals {
+    /// All records.
+    #[must_use]
+    pub const fn record_count(self) -> u64 {
+        self.events + self.duplicates + self.dead_letters
+    }
+}
+
 /// Whether this process relays dead letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RelayRole {
@@ -276,6 +285,10 @@ pub struct BoardState {
     pub polled_at: Option<Instant>,
     /// What was stored.
     pub totals: Totals,
+    /// Dead letters among it, by reason; reasons that came up.
+    pub rejections: BTreeMap<RejectionCode, u64>,
+    /// Records that went to the spool since the start.
+    pub spooled_count: u64,
     /// Dead letters on their way to Kafka.
     pub relay: RelayState,
     /// Records on the local disk.
@@ -288,7 +301,59 @@ pub struct BoardState {
     pub retention_loss_in_seconds: Option<f64>,
 }
 
+/// How many partitions are in each mode; those that are held count apart, but `draining` ones as what they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ModeCounts {
+    /// Their records go to PostgreSQL.
+    pub live: usize,
+    /// Their records go to the spool.
+    pub spooling: usize,
+    /// What the spool holds of them goes to PostgreSQL.
+    pub draining: usize,
+    /// They are not read.
+    pub held: usize,
+}
+
+impl ModeCounts {
+    /// The mode of the process: the one that all partitions are in, or `mixed`, or `idle` where there are none.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        let counts = [
+            ("live", self.live),
+            ("spooling", self.spooling),
+            ("draining", self.draining),
+            ("held", self.held),
+        ];
+        let mut present = counts.iter().filter(|(_, count)| *count > 0);
+        match (present.next(), present.next()) {
+            (None, _) => "idle",
+            (Some((word, _)), None) => word,
+            (Some(_), Some(_)) => "mixed",
+        }
+    }
+}
+
 impl BoardState {
+    /// How many partitions are in each mode.
+    #[must_use]
+    pub fn mode_counts(&self) -> ModeCounts {
+        let mut counts = ModeCounts::default();
+        for owned in self.owned.values() {
+            match owned.mode {
+                Mode::Live => counts.live += 1,
+                Mode::Spooling => counts.spooling += 1,
+                Mode::Draining => counts.draining += 1,
+            }
+        }
+        for hold in self.held.values() {
+            match hold.code {
+                HoldCode::Draining => counts.draining += 1,
+                _ => counts.held += 1,
+            }
+        }
+        counts
+    }
+
     /// Whether the poll thread has spoken within `patience`.
     #[must_use]
     pub fn is_polling(&self, now: Instant, patience: Duration) -> bool {
@@ -311,6 +376,7 @@ impl Board {
 mod tests {
     use super::*;
     use crate::model::position::{Partition, StreamId};
+    use crate::observe::Clock;
 
     #[test]
     fn the_oldest_record_that_is_not_committed_is_told_until_it_is() {
@@ -345,5 +411,31 @@ mod tests {
             (owned.oldest_uncommitted_ms(), owned.lag(), owned.kafka_lag()),
             (None, Some(70), Some(30))
         );
+    }
+
+    #[test]
+    fn the_mode_of_the_process_is_that_of_all_its_partitions() {
+        let check = |live, spooling, draining, held, word| {
+            assert_eq!(ModeCounts { live, spooling, draining, held }.word(), word);
+        };
+        check(0, 0, 0, 0, "idle");
+        check(3, 0, 0, 0, "live");
+        check(0, 3, 0, 0, "spooling");
+        check(0, 0, 3, 0, "draining");
+        check(0, 0, 0, 3, "held");
+        check(1, 0, 2, 0, "mixed");
+        check(0, 1, 0, 1, "mixed");
+    }
+
+    #[test]
+    fn a_partition_that_waits_for_its_spool_counts_as_draining() {
+        let mut board = BoardState::default();
+        for (partition, code) in [HoldCode::Draining, HoldCode::TopicRecreated].into_iter().enumerate() {
+            let partition = Partition(i32::try_from(partition).unwrap());
+            let source = Arc::new(TopicPartition { topic: "t".into(), partition });
+            let since = Clock.monotonic();
+            board.held.insert(source, Hold { code, detail: String::new(), since });
+        }
+        assert_eq!(board.mode_counts(), ModeCounts { draining: 1, held: 1, ..ModeCounts::default() });
     }
 }

@@ -23,6 +23,13 @@ impl Latencies {
         }
     }
 
+    /// Those that were counted after `earlier`, a copy of these.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let pairs = self.counts.iter().zip(&earlier.counts);
+        Self { counts: pairs.map(|(now, then)| now.saturating_sub(*then)).collect() }
+    }
+
     /// The upper bound in milliseconds of the bucket in which the `percent`-th percentile lies; `None` while
     /// nothing was counted.
     #[must_use]

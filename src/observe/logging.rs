@@ -6,6 +6,8 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::recent::RecentLines;
+
 /// The target of spans that are exported.
 pub const TRACE_TARGET: &str = "audit_consumer::trace";
 
@@ -14,12 +16,13 @@ pub const TRACE_TARGET: &str = "audit_consumer::trace";
 #[error("install the log: {0}")]
 pub struct LoggingError(String);
 
-/// Sends log lines from `level` up to standard error, as JSON objects or as text, and spans to `tracer`.
+/// Sends log lines from `level` up to standard error, as JSON objects or as text, and spans to `tracer`. Returns
+/// where the last warnings and errors are to be found, which are kept whatever `level` is.
 /// librdkafka's own lines come from WARN up at INFO; what it says that matters is logged by us.
 ///
 /// # Errors
 /// When a log was installed before.
-pub fn install(level: Level, as_json: bool, tracer: Option<SdkTracer>) -> Result<(), LoggingError> {
+pub fn install(level: Level, as_json: bool, tracer: Option<SdkTracer>) -> Result<RecentLines, LoggingError> {
     let own = level.as_str().to_lowercase();
     let theirs = if level == Level::INFO { "warn" } else { own.as_str() };
     // rdkafka reports an error when it closes a consumer whose brokers are gone already: that is the normal end.
@@ -30,10 +33,16 @@ pub fn install(level: Level, as_json: bool, tracer: Option<SdkTracer>) -> Result
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     let lines = if as_json { lines.json().boxed() } else { lines.boxed() };
     // Not an `Option` of a layer: an absent one with a filter makes tracing-subscriber 0.3.23 lose lines of some places.
-    let mut layers = vec![lines.with_filter(filter).boxed()];
+    let recent = RecentLines::default();
+    let kept = EnvFilter::new(format!("warn,{TRACE_TARGET}=off,rdkafka::consumer::base_consumer=off"));
+    let mut layers = vec![lines.with_filter(filter).boxed(), recent.clone().with_filter(kept).boxed()];
     if let Some(tracer) = tracer {
         let exported = Targets::new().with_target(TRACE_TARGET, LevelFilter::TRACE);
         layers.push(tracing_opentelemetry::layer().with_tracer(tracer).with_filter(exported).boxed());
     }
-    tracing_subscriber::registry().with(layers).try_init().map_err(|error| LoggingError(error.to_string()))
+    tracing_subscriber::registry()
+        .with(layers)
+        .try_init()
+        .map_err(|error| LoggingError(error.to_string()))?;
+    Ok(recent)
 }

@@ -105,7 +105,7 @@ impl LaneFacts {
         if conflict_count > 0 {
             *rejected.entry(RejectionCode::AuditIdConflict).or_default() += conflict_count;
         }
-        rejected.into_iter().for_each(|(code, count)| self.metrics.rejected(code, count));
+        rejected.iter().for_each(|(code, count)| self.metrics.rejected(*code, *count));
         let latencies_ms = || {
             batch.entries().iter().filter_map(|entry| {
                 let timestamp_ms = batch.record_of(entry)?.1.timestamp_ms?;
@@ -117,6 +117,7 @@ impl LaneFacts {
         board.totals.events += event_count;
         board.totals.duplicates += duplicate_count;
         board.totals.dead_letters += dead_letter_count;
+        rejected.into_iter().for_each(|(code, count)| *board.rejections.entry(code).or_default() += count);
         latencies_ms().for_each(|latency_ms| board.latencies.add(latency_ms));
     }
 

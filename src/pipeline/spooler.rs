@@ -205,9 +205,9 @@ impl Spooler {
                         owned.spooled_to = Some(chunk.range().end());
                     }
                 }
-                self.metrics
-                    .spool
-                    .appended(appending.iter().map(|pending| pending.chunk.record_count()).sum());
+                let record_count = appending.iter().map(|pending| pending.chunk.record_count()).sum();
+                self.metrics.spool.appended(record_count);
+                board.spooled_count += record_count;
                 return true;
             }
             Some((Err(error), _)) => error.to_string(),

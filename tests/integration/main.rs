@@ -14,6 +14,7 @@
 
 mod account;
 mod broker;
+mod browser;
 mod crash;
 mod examples;
 mod export;
@@ -21,6 +22,7 @@ mod legacy;
 mod letters;
 mod operator;
 mod outage;
+mod page;
 mod projections;
 mod prometheus;
 mod rebalance;

@@ -469,13 +469,13 @@ impl Daemon {
         status.unwrap()
     }
 
-    pub(crate) fn log_text(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Where it answers HTTP.
+    /// Where it is asked, on 127.0.0.1.
     pub(crate) const fn port(&self) -> u16 {
         self.port
+    }
+
+    pub(crate) fn log_text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// The status code and body of a GET; `None` while nobody listens.
