@@ -9,11 +9,12 @@
 # nor kept, or a kept line is damaged. Of the environment, `_` is taken away, and what only bash could have set
 # (OPTIND, LINENO, ..) may differ.
 #
-# A signal that would end us goes to the command once: one that is sent to us alone is passed on after 0.5 s, and one
-# to our whole process group (by a terminal, `timeout`, systemd) has reached it without us. A `tail` of ours in the
-# group tells the two apart, by its end. Known limits: while `tail` gets no time to end in 0.5 s, the command has the
-# signal twice; of two different signals within that time, one to us and one to the group, the wrong one may be passed
-# on. What only stops (TSTP) is not passed on. Killed by SIGKILL while the command runs, we emit nothing.
+# A signal that would end us goes to the command. One that is sent to us alone is passed on; one to our whole process
+# group (by a terminal, `timeout`, systemd) has reached it without us. A `tail` of ours in the group tells the two
+# apart, by its end within 0.5 s, for the first signal. Known limits: a later one to the group reaches the command
+# twice, but for INT and QUIT when we are in a terminal's foreground: those are taken for the terminal's and never
+# passed on. The first may come twice, too, when `tail` got no time to start or to end. What only stops (TSTP) is not
+# passed on. Killed by SIGKILL while the command runs, we emit nothing.
 #
 # The event: `timestamp` is when the command began, `duration_ms` how long it took, `status` is Success for exit code
 # 0 and else Failure, `result_signature` is the exit code, `command` the command's name, `args` its arguments with
@@ -327,42 +328,48 @@ fi
 # The command -------------------------------------------------------------------------------------------------------
 
 _pvh_child=
-_pvh_watch=
 _pvh_waiting_signals=()
 _pvh_was_interrupted=no
 
 # Those that would end us, and can be caught.
 readonly _PVH_SIGNALS=(HUP INT QUIT USR1 USR2 PIPE ALRM TERM XCPU XFSZ VTALRM PROF)
 
-# _pvh_start_watcher: a process of our group that only waits, so that a signal to the group ends it, and with it its
-# pipe to us. It ends when we do, as nobody reads the pipe then.
-_pvh_start_watcher() {
-    exec {_pvh_watch}< <(
-        trap - "${_PVH_SIGNALS[@]}"
-        # Else it would hold the pipe of the one before, and that one could not end.
-        [[ -z $_pvh_watch ]] || exec {_pvh_watch}<&-
-        ulimit -c 0
-        exec tail -f /dev/null 2>/dev/null
-    )
+# The watcher: a process of our group that only waits, so that a signal to the group ends it, and with it its pipe to
+# us. It ends when we close the pipe. It serves for one signal: were another one started while the command may end,
+# bash 5.2 would at times wait for the command for ever.
+exec {_pvh_watch}< <(trap - "${_PVH_SIGNALS[@]}"; ulimit -c 0; exec tail -f /dev/null 2>/dev/null)
+
+# Called by traps, and starts no process:
+# shellcheck disable=SC2317
+# _pvh_is_in_foreground: whether a terminal sends its signals to us and the command alike.
+_pvh_is_in_foreground() {
+    local _pvh_stat _pvh_fields
+    { IFS= read -r _pvh_stat <"/proc/$$/stat"; } 2>/dev/null || return
+    # Behind the name: state, parent, group, session, terminal, the terminal's group.
+    IFS=' ' read -r -a _pvh_fields <<<"${_pvh_stat##*) }"
+    [[ ${_pvh_fields[2]} == "${_pvh_fields[5]}" ]]
 }
 
-# Called by traps:
 # shellcheck disable=SC2317
-# _pvh_pass_on SIGNAL: to the command, unless it went to the whole group (a terminal does so) and the command has it.
+# _pvh_pass_on SIGNAL: to the command, unless it went to the whole group and the command has it.
 _pvh_pass_on() {
-    local _pvh_old_watch
+    local _pvh_read
     _pvh_was_interrupted=yes
     if [[ -z $_pvh_child ]]; then
         _pvh_waiting_signals+=("$1")
         return
     fi
-    read -r -t 0.5 -u "$_pvh_watch"
-    # 1 at the end of the pipe, more than 128 when the time is over.
-    (($? == 1)) || kill -s "$1" "$_pvh_child" 2>/dev/null
-    # Another one, also when it lives: its end may be late, and would be taken for that of the next signal.
-    _pvh_old_watch=$_pvh_watch
-    _pvh_start_watcher
-    exec {_pvh_old_watch}<&-
+    if [[ -n $_pvh_watch ]]; then
+        read -r -t 0.5 -u "$_pvh_watch"
+        _pvh_read=$?
+        exec {_pvh_watch}<&-
+        _pvh_watch=
+        # 1 at the end of the pipe, more than 128 when the time is over.
+        ((_pvh_read != 1)) || return
+    elif [[ $1 == INT || $1 == QUIT ]] && _pvh_is_in_foreground; then
+        return
+    fi
+    kill -s "$1" "$_pvh_child" 2>/dev/null
 }
 
 for _pvh_signal in "${_PVH_SIGNALS[@]}"; do
@@ -370,7 +377,6 @@ for _pvh_signal in "${_PVH_SIGNALS[@]}"; do
     trap "_pvh_pass_on $_pvh_signal" "$_pvh_signal"
 done
 
-_pvh_start_watcher
 _pvh_started_us=${EPOCHREALTIME//[!0-9]/}
 # In the background, so that signals reach us while it runs; bash would take its stdin and make it ignore INT and QUIT.
 (
@@ -401,7 +407,7 @@ done
 _pvh_ended_us=${EPOCHREALTIME//[!0-9]/}
 # Its process id may belong to another now; and the event is to be sent whatever comes: what sends it inherits this.
 trap '' "${_PVH_SIGNALS[@]}"
-exec {_pvh_watch}<&-
+[[ -z $_pvh_watch ]] || exec {_pvh_watch}<&-
 
 _pvh_event "$_pvh_code" "$@"
 if _pvh_keep "$_pvh_line"; then

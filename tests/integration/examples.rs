@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use base64::Engine;
@@ -19,8 +20,8 @@ use crate::scene::{Scene, wait_for};
 
 /// A port where nobody listens.
 const NO_BROKER: &str = "127.0.0.1:1";
-/// What lies between two signals that the handler can tell apart.
-const TOLD_APART: Duration = Duration::from_millis(1500);
+/// How long a signal is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Names that a caller may have exported, and a script of bash uses.
 const COMMON_NAMES: &str = "actor operation correlation_id source_name tenant topic pending timeout_ms only_pending \
     child signal waiting_signals was_interrupted started_us ended_us code line args argv status REPLY say event keep \
@@ -106,6 +107,19 @@ while [[ -e hold ]]; do sleep 0.02; done
         let args = ["--timeout-ms", "500", "--", "bash", "-c", "echo out; echo err >&2; exit 3", argument];
         let mut command = self.command(NO_BROKER, &args.map(OsStr::new));
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Starts a script of bash by it, in a process group of its own, with a stdin that stays open, and returns the lines
+    /// that the script writes behind its first one, `ready`.
+    fn start_bash(&self, script: &str) -> (Child, Receiver<String>) {
+        let mut command = self.command(&self.brokers, &["--", "bash", "-c", script].map(OsStr::new));
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, receiver) = channel();
+        std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line.unwrap())));
+        assert_eq!(receiver.recv_timeout(PATIENCE).as_deref(), Ok("ready"));
+        (child, receiver)
     }
 
     fn send_pending(&self) -> Output {
@@ -235,17 +249,9 @@ fn a_command_under_the_handler_has_its_signals() {
     let own = Command::new(ask[0]).args(&ask[1..]).output().unwrap();
     assert_eq!(handler.run(&ask.map(OsStr::new)).stdout, own.stdout);
 
-    // Each signal once, whether it was sent to the handler or to its whole process group.
     let script = r#"for name in HUP INT TERM ALRM XCPU; do trap "echo $name" $name; done
         trap 'exit 5' USR1; echo ready; for ((i = 0; i < 1500; i++)); do sleep 0.02; done"#;
-    let args = ["--", "bash", "-c", script].map(OsStr::new);
-    let mut command = handler.command(&handler.brokers, &args);
-    let mut child = command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let stdout = BufReader::new(child.stdout.take().unwrap());
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line.unwrap())));
-    let heard = || receiver.recv_timeout(Duration::from_secs(10)).ok();
-    assert_eq!(heard().as_deref(), Some("ready"));
+    let (mut child, heard) = handler.start_bash(script);
     let pid = Pid::from_child(&child);
     let signals = [
         ("HUP", Signal::HUP),
@@ -256,17 +262,33 @@ fn a_command_under_the_handler_has_its_signals() {
     ];
     for (name, signal) in signals {
         kill_process(pid, signal).unwrap();
-        assert_eq!(heard().as_deref(), Some(name), "sent to the handler");
-        std::thread::sleep(TOLD_APART);
-        kill_process_group(pid, signal).unwrap();
-        assert_eq!(heard().as_deref(), Some(name), "sent to the group");
-        std::thread::sleep(TOLD_APART);
+        assert_eq!(heard.recv_timeout(PATIENCE).as_deref(), Ok(name));
     }
     kill_process(pid, Signal::USR1).unwrap();
-    assert_eq!((heard(), child.wait().unwrap().code()), (None, Some(5)));
+    assert_eq!((heard.recv_timeout(PATIENCE).ok(), child.wait().unwrap().code()), (None, Some(5)));
     assert_eq!(handler.run(&["bash", "-c", "kill -KILL $$"].map(OsStr::new)).status.code(), Some(137));
     assert_eq!(handler.run(&["no-such-command"].map(OsStr::new)).status.code(), Some(127));
     assert_eq!(stored(&scene, 4, "result_signature"), ["0", "5", "137", "127"].map(Value::from));
+}
+
+/// A second one within moments makes bash leave with another code than that of its trap.
+#[test]
+fn a_signal_to_the_group_reaches_the_command_once() {
+    let handler = Handler::with_sink();
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let (mut child, heard) = handler.start_bash(
+            "trap 'exit 5' TERM INT HUP; echo ready; while ((SECONDS < 30)); do read -r -t 9; done",
+        );
+        // The handler's watcher has been started, and is to have the time to be ready.
+        std::thread::sleep(Duration::from_secs(1));
+        kill_process_group(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(
+            (heard.recv_timeout(PATIENCE).ok(), child.wait().unwrap().code()),
+            (None, Some(5)),
+            "{signal:?}"
+        );
+    }
+    assert_eq!((lines(&handler.path("sent.one")).len(), handler.waiting().len()), (3, 0));
 }
 
 #[test]
