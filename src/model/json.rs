@@ -450,7 +450,7 @@ pub(super) fn plain_len_bytes(text: &[u8]) -> usize {
 
 /// The high bit of each byte that is a quote, a backslash or below U+0020. Exact up to the lowest such byte;
 /// above it a borrow may mark others ("Bit Twiddling Hacks", `haszero` and `hasless`).
-const fn special_bytes(word: u64) -> u64 {
+pub(super) const fn special_bytes(word: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHS: u64 = ONES << 7;
     let quotes = word ^ (ONES * 0x22);

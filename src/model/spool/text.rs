@@ -3,9 +3,7 @@
 //!
 //! Eight bytes are looked at at a time, as the values of records are mostly JSON, with a quote every few bytes.
 
-/// The byte 0x01 in each place of a word, and the byte 0x80.
-const ONES: u64 = u64::MAX / 0xff;
-const HIGHS: u64 = ONES * 0x80;
+use crate::model::json::special_bytes;
 
 /// Appends `text`, escaped.
 pub(super) fn escape(out: &mut Vec<u8>, text: &str) {
@@ -64,7 +62,7 @@ fn control(text: &[u8]) -> Option<(u8, &[u8])> {
 fn copy_plain<'a>(out: &mut Vec<u8>, text: &'a [u8]) -> Option<(u8, &'a [u8])> {
     let mut rest = text;
     while let Some((block, after)) = rest.split_first_chunk::<8>() {
-        let specials = specials(u64::from_le_bytes(*block));
+        let specials = special_bytes(u64::from_le_bytes(*block));
         // All eight, and then back: cheaper than to copy some.
         out.extend_from_slice(block);
         if specials != 0 {
@@ -83,17 +81,6 @@ fn copy_plain<'a>(out: &mut Vec<u8>, text: &'a [u8]) -> Option<(u8, &'a [u8])> {
 
 fn first_of(bytes: &[u8]) -> Option<(u8, &[u8])> {
     bytes.split_first().map(|(first, rest)| (*first, rest))
-}
-
-/// The high bit of each byte of `word` that is a quote, a backslash or below 0x20. The lowest one that is set is right;
-/// those above it may not be, as the subtractions borrow.
-const fn specials(word: u64) -> u64 {
-    let quotes = word ^ (ONES * 0x22);
-    let backslashes = word ^ (ONES * 0x5c);
-    let is_quote = quotes.wrapping_sub(ONES) & !quotes;
-    let is_backslash = backslashes.wrapping_sub(ONES) & !backslashes;
-    let is_control = word.wrapping_sub(ONES * 0x20) & !word;
-    (is_quote | is_backslash | is_control) & HIGHS
 }
 
 #[cfg(test)]
