@@ -9,7 +9,7 @@
 # nor kept, or a kept line is damaged. Of the environment, `_` is taken away, and what only bash could have set
 # (OPTIND, LINENO, ..) may differ.
 #
-# A signal that would end us goes to the command once: one that is sent to us alone is passed on within 0.2 s, and one
+# A signal that would end us goes to the command once: one that is sent to us alone is passed on within a second, and one
 # to our whole process group (by a terminal, `timeout`, systemd) has reached it without us. A `tail` of ours in the
 # group tells the two apart. Known limit: of two signals within moments, one to us and one to the group, the wrong one
 # may be passed on. What only stops (TSTP) is not passed on. Killed by SIGKILL while the command runs, we emit nothing.
@@ -345,12 +345,13 @@ _pvh_start_watcher() {
 # _pvh_went_to_all: whether the watcher has ended, or is about to.
 _pvh_went_to_all() {
     local _pvh_try _pvh_key _pvh_value
-    # Some 50 ms, as the group's processes get a signal one after the other.
+    # For half a second: to end takes a busy machine its time.
     for ((_pvh_try = 0; _pvh_try < 50; _pvh_try++)); do
         while read -r _pvh_key _pvh_value; do
             [[ $_pvh_key != State: || $_pvh_value != [ZX]* ]] || return 0
             [[ $_pvh_key != ShdPnd: || $_pvh_value =~ ^0+$ ]] || return 0
         done 2>/dev/null <"/proc/$_pvh_watcher/status" || return 0
+        read -r -t 0.01 -u "$_pvh_never"
     done
     return 1
 }
@@ -396,6 +397,8 @@ exec {_pvh_told}< <(
     printf '%s\n' "$?"
 )
 exec {_pvh_stdout}>&- {_pvh_stderr}>&-
+# A pipe of which both ends are ours: there is never anything to read.
+exec {_pvh_never}<> <(:)
 _pvh_child='' _pvh_code=''
 while true; do
     IFS= read -r -t 0.1 -u "$_pvh_told" _pvh_line
