@@ -12,7 +12,7 @@
 # A signal that would end us goes to the command once: one that is sent to us alone is passed on within a second, and one
 # to our whole process group (by a terminal, `timeout`, systemd) has reached it without us. A `tail` of ours in the
 # group tells the two apart. Known limit: of two signals within moments, one to us and one to the group, the wrong one
-# may be passed on. What only stops (TSTP) is not passed on. Killed by SIGKILL while the command runs, we emit nothing.
+# may be passed on, or none. What only stops (TSTP) is not passed on. Killed by SIGKILL while the command runs, we emit nothing.
 #
 # The event: `timestamp` is when the command began, `duration_ms` how long it took, `status` is Success for exit code
 # 0 and else Failure, `result_signature` is the exit code, `command` the command's name, `args` its arguments with
