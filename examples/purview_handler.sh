@@ -9,10 +9,13 @@
 # nor kept, or a kept line is damaged. Of the environment, `_` is taken away, and what only bash could have set
 # (OPTIND, LINENO, ..) may differ.
 #
-# A signal that would end us goes to the command once: one that is sent to us alone is passed on within a second, and one
-# to our whole process group (by a terminal, `timeout`, systemd) has reached it without us. A `tail` of ours in the
-# group tells the two apart. Known limit: of two signals within moments, one to us and one to the group, the wrong one
-# may be passed on, or none. What only stops (TSTP) is not passed on. Killed by SIGKILL while the command runs, we emit nothing.
+# A signal that would end us goes to the command. One that is sent to us alone is passed on; one to our whole process
+# group (by a terminal, `timeout`, systemd) has reached it without us. A `tail` of ours in the group tells the two
+# apart, by its end within 0.5 s, for the first signal. Known limits: a later one to the group reaches the command
+# twice, but for INT and QUIT when we are in a terminal's foreground: those are taken for the terminal's and never
+# passed on. The first may come twice, too, when `tail` got no time to start or to end. When a signal reaches the group and
+# ends the command at once, bash 5.2 at times loses the command's exit code (3 of 100): ours is 255 then, and that is in
+# the event. What only stops (TSTP) is not passed on. Killed by SIGKILL while the command runs, we emit nothing.
 #
 # The event: `timestamp` is when the command began, `duration_ms` how long it took, `status` is Success for exit code
 # 0 and else Failure, `result_signature` is the exit code, `command` the command's name, `args` its arguments with
@@ -325,99 +328,87 @@ fi
 
 # The command -------------------------------------------------------------------------------------------------------
 
-_pvh_caught=()
+_pvh_child=
+_pvh_waiting_signals=()
+_pvh_was_interrupted=no
 
 # Those that would end us, and can be caught.
 readonly _PVH_SIGNALS=(HUP INT QUIT USR1 USR2 PIPE ALRM TERM XCPU XFSZ VTALRM PROF)
 
-# _pvh_start_watcher: a process of our group that only waits, so that a signal to the group reaches it, too. It ends a
-# second after us at the latest.
-_pvh_start_watcher() {
-    (
-        trap - "${_PVH_SIGNALS[@]}"
-        ulimit -c 0
-        exec tail --pid=$$ -f /dev/null
-    ) </dev/null >/dev/null 2>&1 &
-    _pvh_watcher=$!
-    disown "$_pvh_watcher"
+# The watcher: a process of our group that only waits, so that a signal to the group ends it, and with it its pipe to
+# us. It ends when we close the pipe. It serves for one signal: were another one started while the command may end,
+# bash 5.2 would at times wait for the command for ever.
+exec {_pvh_watch}< <(trap - "${_PVH_SIGNALS[@]}"; ulimit -c 0; exec tail -f /dev/null 2>/dev/null)
+
+# Called by traps, and starts no process:
+# shellcheck disable=SC2317
+# _pvh_is_in_foreground: whether a terminal sends its signals to us and the command alike.
+_pvh_is_in_foreground() {
+    local _pvh_stat _pvh_fields
+    { IFS= read -r _pvh_stat <"/proc/$$/stat"; } 2>/dev/null || return
+    # Behind the name: state, parent, group, session, terminal, the terminal's group.
+    IFS=' ' read -r -a _pvh_fields <<<"${_pvh_stat##*) }"
+    [[ ${_pvh_fields[2]} == "${_pvh_fields[5]}" ]]
 }
 
-# _pvh_went_to_all: whether the watcher has ended, or is about to.
-_pvh_went_to_all() {
-    local _pvh_try _pvh_key _pvh_value
-    # For half a second: to end takes a busy machine its time.
-    for ((_pvh_try = 0; _pvh_try < 50; _pvh_try++)); do
-        while read -r _pvh_key _pvh_value; do
-            [[ $_pvh_key != State: || $_pvh_value != [ZX]* ]] || return 0
-            [[ $_pvh_key != ShdPnd: || $_pvh_value =~ ^0+$ ]] || return 0
-        done 2>/dev/null <"/proc/$_pvh_watcher/status" || return 0
-        read -r -t 0.01 -u "$_pvh_never"
-    done
-    return 1
-}
-
+# shellcheck disable=SC2317
 # _pvh_pass_on SIGNAL: to the command, unless it went to the whole group and the command has it.
 _pvh_pass_on() {
-    if _pvh_went_to_all; then
-        _pvh_start_watcher
-    else
-        kill -s "$1" "$_pvh_child" 2>/dev/null
+    local _pvh_read
+    _pvh_was_interrupted=yes
+    if [[ -z $_pvh_child ]]; then
+        _pvh_waiting_signals+=("$1")
+        return
     fi
+    if [[ -n $_pvh_watch ]]; then
+        read -r -t 0.5 -u "$_pvh_watch"
+        _pvh_read=$?
+        exec {_pvh_watch}<&-
+        _pvh_watch=
+        # 1 at the end of the pipe, more than 128 when the time is over.
+        ((_pvh_read != 1)) || return
+    elif [[ $1 == INT || $1 == QUIT ]] && _pvh_is_in_foreground; then
+        return
+    fi
+    kill -s "$1" "$_pvh_child" 2>/dev/null
 }
 
 for _pvh_signal in "${_PVH_SIGNALS[@]}"; do
     # shellcheck disable=SC2064 # the name as it is now
-    trap "_pvh_caught+=($_pvh_signal)" "$_pvh_signal"
+    trap "_pvh_pass_on $_pvh_signal" "$_pvh_signal"
 done
 
-_pvh_start_watcher
 _pvh_started_us=${EPOCHREALTIME//[!0-9]/}
-# The command is the child of a bash that waits for it in the foreground and tells us its process id and its exit code:
-# bash 5.2, when it is interrupted in a `wait` while what it waits for ends, at times loses the exit code for ever.
-exec {_pvh_stdout}>&1 {_pvh_stderr}>&2
-exec {_pvh_told}< <(
-    # Not ignored, as the command would inherit that.
-    trap : "${_PVH_SIGNALS[@]}"
-    # Bash would report a command that a signal ended.
-    exec 2>/dev/null
-    (
-        trap - "${_PVH_SIGNALS[@]}"
-        printf '%s\n' "$BASHPID"
-        # What bash itself sets, as it came; and our options are not the command's, by an exported SHELLOPTS.
-        set +pu
-        if mapfile -d '' -t _pvh_environment <"/proc/$$/environ"; then
-            unset -v OLDPWD PWD SHLVL
-            for _pvh_entry in "${_pvh_environment[@]}"; do
-                [[ ! $_pvh_entry =~ ^(COLUMNS|IFS|LINES|OLDPWD|PS4|PWD|SHLVL)= ]] || export "${_pvh_entry?}"
-            done
-        fi
-        exec >&"$_pvh_stdout" 2>&"$_pvh_stderr" {_pvh_stdout}>&- {_pvh_stderr}>&-
-        exec -- "$@"
-    )
-    printf '%s\n' "$?"
-)
-exec {_pvh_stdout}>&- {_pvh_stderr}>&-
-# A pipe of which both ends are ours: there is never anything to read.
-exec {_pvh_never}<> <(:)
-_pvh_child='' _pvh_code=''
+# In the background, so that signals reach us while it runs; bash would take its stdin and make it ignore INT and QUIT.
+(
+    trap - "${_PVH_SIGNALS[@]}"
+    exec {_pvh_watch}<&-
+    # What bash itself sets, as it came; and our options are not the command's, by an exported SHELLOPTS.
+    set +pu
+    if mapfile -d '' -t _pvh_environment <"/proc/$$/environ"; then
+        unset -v OLDPWD PWD SHLVL
+        for _pvh_entry in "${_pvh_environment[@]}"; do
+            [[ ! $_pvh_entry =~ ^(COLUMNS|IFS|LINES|OLDPWD|PS4|PWD|SHLVL)= ]] || export "${_pvh_entry?}"
+        done
+    fi 2>/dev/null
+    exec -- "$@"
+) <&0 &
+_pvh_child=$!
+for _pvh_signal in ${_pvh_waiting_signals[@]+"${_pvh_waiting_signals[@]}"}; do
+    kill -s "$_pvh_signal" "$_pvh_child" 2>/dev/null
+done
 while true; do
-    IFS= read -r -t 0.1 -u "$_pvh_told" _pvh_line
-    case $? in
-        0) if [[ -z $_pvh_child ]]; then _pvh_child=$_pvh_line; else _pvh_code=$_pvh_line; fi ;;
-        # Nobody is left to tell.
-        1) _pvh_code=137 ;;
-    esac
-    [[ -z $_pvh_code ]] || break
-    while [[ -n $_pvh_child ]] && ((${#_pvh_caught[@]} > 0)); do
-        _pvh_signal=${_pvh_caught[0]}
-        _pvh_caught=("${_pvh_caught[@]:1}")
-        _pvh_pass_on "$_pvh_signal"
-    done
+    _pvh_was_interrupted=no
+    # Bash would report a command that a signal ended.
+    { wait "$_pvh_child"; } 2>/dev/null
+    _pvh_code=$?
+    # A signal of ours ends the wait and not the command.
+    [[ $_pvh_was_interrupted == yes ]] || break
 done
 _pvh_ended_us=${EPOCHREALTIME//[!0-9]/}
 # Its process id may belong to another now; and the event is to be sent whatever comes: what sends it inherits this.
 trap '' "${_PVH_SIGNALS[@]}"
-kill -s KILL "$_pvh_watcher" 2>/dev/null
+[[ -z $_pvh_watch ]] || exec {_pvh_watch}<&-
 
 _pvh_event "$_pvh_code" "$@"
 if _pvh_keep "$_pvh_line"; then
