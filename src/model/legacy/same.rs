@@ -94,6 +94,7 @@ fn readings(event: &Event<'_>) -> [Timestamp; 2] {
 /// Whether the event's time, where it is finer than a microsecond, lies in the upper half of one.
 fn is_rounded_up(event: &Event<'_>) -> bool {
     let Some(extra) = event.extra.as_deref() else { return false };
+    // Where it can't be read the time counts as cut: then the line is a conflict at worst, and kept as a dead letter.
     let extra: Option<Json> = serde_json::from_str(extra).ok();
     let text = extra.as_ref().and_then(|extra| extra.get(TIME_KEY)?.as_str());
     let seventh = text.and_then(|text| text.split_once('.')?.1.as_bytes().get(6));
