@@ -36,7 +36,7 @@ impl Browser {
         let mut command = Command::new("chromedriver");
         command.arg("--port=0").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut driver = command.spawn().unwrap_or_else(|error| {
-            panic!("start chromedriver: {error}; `deploy/local/stack install browser` as root installs it")
+            panic!("start chromedriver: {error}; `deploy/local/stack install tests` as root installs it")
         });
         let lines = BufReader::new(driver.stdout.take().unwrap()).lines();
         let said = lines.map_while(Result::ok).find(|line| line.contains("started successfully on port"));
