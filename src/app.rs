@@ -15,7 +15,7 @@ use crate::http::{About, Http};
 use crate::model::batch::BatchLimits;
 use crate::model::decode::{AssumeUtc, DecodeRules};
 use crate::observe::board::Board;
-use crate::observe::{Clock, Metrics, PartitionLabel, RecentLines};
+use crate::observe::{Clock, Metrics, PartitionLabel, RecentLines, Traces};
 use crate::outlet::OutletSettings;
 use crate::pipeline::{Pipeline, PipelineSettings, SpoolSettings};
 use crate::projector::{Home, HomeError, Projector, ProjectorSettings};
@@ -217,6 +217,10 @@ pub async fn run(config: &Config, recent: RecentLines) -> anyhow::Result<()> {
     let board = Board::default();
     let label = if config.process.has_partition_label { PartitionLabel::On } else { PartitionLabel::Off };
     let metrics = Arc::new(Metrics::new(label).context("make the metrics")?);
+    let traces = Traces::from_environment(metrics.spans.clone()).unwrap_or_else(|error| {
+        tracing::warn!(%error, "going on without traces");
+        Traces::default()
+    });
     let (stop, stopped) = watch::channel(false);
     let address = config.process.http_address;
     let listener = TcpListener::bind(address).await.with_context(|| {
@@ -240,11 +244,12 @@ pub async fn run(config: &Config, recent: RecentLines) -> anyhow::Result<()> {
     let pipeline = Pipeline::start(
         settings,
         board.clone(),
-        (Arc::clone(&metrics), clock.clone()),
+        (Arc::clone(&metrics), clock.clone(), traces.clone()),
         stopped.clone(),
         spool,
     )?;
-    let relay = Relay::new(relay, board.clone(), (Arc::clone(&metrics), clock.clone()));
+    let out = (Arc::clone(&metrics), clock.clone(), traces.clone());
+    let relay = Relay::new(relay, board.clone(), out);
     let mut relay = tokio::spawn(relay.run(stopped.clone()));
     let projector =
         ProjectorTask::start(config, store, home, (board.clone(), Arc::clone(&metrics), clock.clone()));
@@ -268,6 +273,7 @@ pub async fn run(config: &Config, recent: RecentLines) -> anyhow::Result<()> {
     // What it has under way is left to the next leader.
     relay.abort();
     projector.end().await;
+    tokio::task::block_in_place(|| traces.shutdown());
     Ok(outcome?)
 }
 

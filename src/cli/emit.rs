@@ -3,22 +3,26 @@
 use std::io::{BufRead, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use serde_json::json;
+use uuid::Uuid;
 
 use super::ExitStatus;
 use super::table::with_thousands;
 use crate::config::Config;
+use crate::model::position::{Offset, Partition};
 use crate::model::sample::{SamplePlan, SampleTotals};
-use crate::observe::Clock;
+use crate::model::trace::{SpanId, TRACEPARENT, TraceContext, TraceId, traceparent};
+use crate::observe::spans::{Failure, Lasted, Messaging, Operation, TracedRecord};
+use crate::observe::{Clock, Traces};
 
 /// The most deliveries that are printed one by one.
 const PRINTED_COUNT: usize = 20;
@@ -52,6 +56,9 @@ pub(super) struct EmitArgs {
     /// Give up on a record that is not acknowledged after this time, in milliseconds
     #[arg(long, default_value_t = 30_000, value_name = "MS")]
     timeout_ms: u32,
+    /// Write no header `traceparent`
+    #[arg(long)]
+    no_traceparent: bool,
     /// Print every record's partition and offset
     #[arg(long)]
     verbose: bool,
@@ -68,14 +75,25 @@ struct Deliveries {
     keeps_places: bool,
     places: std::sync::Mutex<Vec<(i32, i64)>>,
     first_error: std::sync::OnceLock<KafkaError>,
+    traces: Traces,
+    clock: Clock,
+}
+
+/// A record that is on its way, as its trace tells of it.
+#[derive(Debug)]
+struct Sent {
+    context: Option<(TraceId, SpanId)>,
+    correlation_id: Option<Uuid>,
+    began: SystemTime,
 }
 
 impl ClientContext for Deliveries {}
 
 impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
+    type DeliveryOpaque = Box<Sent>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): Self::DeliveryOpaque) {
+    fn delivery(&self, result: &DeliveryResult<'_>, sent: Box<Sent>) {
+        self.tell(result, &sent);
         match result {
             Ok(message) => {
                 self.delivered_count.fetch_add(1, Ordering::Relaxed);
@@ -89,6 +107,42 @@ impl ProducerContext for Deliveries {
                 self.first_error.get_or_init(|| error.clone());
             }
         }
+    }
+}
+
+impl Deliveries {
+    /// The span of sending, with which the record's trace begins.
+    fn tell(&self, result: &DeliveryResult<'_>, sent: &Sent) {
+        let Some((trace, span)) = sent.context.filter(|_| self.traces.is_on()) else { return };
+        let failure = result.as_ref().err().map(|(error, _)| Failure {
+            kind: error.rdkafka_error_code().map_or("kafka".into(), |code| format!("{code:?}").into()),
+            message: error.to_string(),
+        });
+        if !self.traces.sampling().keeps_trace(trace) && failure.is_none() {
+            return;
+        }
+        let (message, is_sent) = match result {
+            Ok(message) => (message, true),
+            Err((_, message)) => (message, false),
+        };
+        let messaging = Messaging {
+            operation: Operation::Send,
+            topic: Some(message.topic()),
+            partition: None,
+            group: None,
+            record_count: 1,
+            lasted: Lasted { from: sent.began, to: self.clock.system() },
+        };
+        let record = TracedRecord {
+            context: TraceContext { trace, parent: None },
+            span: Some(span),
+            partition: is_sent.then_some(Partition(message.partition())),
+            offset: Offset::new(message.offset()).filter(|_| is_sent),
+            correlation_id: sent.correlation_id,
+            audit_id: None,
+            rejection: None,
+        };
+        self.traces.give_record(&messaging, record, None, failure.as_ref());
     }
 }
 
@@ -123,6 +177,7 @@ pub(super) fn run(args: &EmitArgs, config: &Config, out: &mut dyn Write) -> anyh
             config.kafka.brokers
         );
     }
+    deliveries.traces.shutdown();
     report(args, out, deliveries, (delivered_count, seconds, totals))?;
     Ok(ExitStatus::Success)
 }
@@ -141,19 +196,34 @@ fn producer(args: &EmitArgs, config: &Config) -> Result<Sender, KafkaError> {
         .set("queue.buffering.max.messages", "200000")
         .set("linger.ms", "5");
     let keeps_places = args.verbose || args.generate.is_none();
-    client.create_with_context(Deliveries { keeps_places, ..Deliveries::default() })
+    client.create_with_context(Deliveries { keeps_places, traces: super::traces(), ..Deliveries::default() })
 }
 
-/// Sends one record; waits while the producer's queue is full.
-fn send(producer: &Sender, topic: &str, key: Option<&str>, payload: Option<&[u8]>) -> Result<(), KafkaError> {
+/// Sends one record, with which its trace begins; waits while the producer's queue is full. Its key is its correlation id.
+fn send(
+    producer: &Sender,
+    args: &EmitArgs,
+    key: Option<&str>,
+    payload: Option<&[u8]>,
+) -> Result<(), KafkaError> {
+    let Deliveries { traces, clock, .. } = &**producer.context();
+    let correlation_id = key.and_then(|key| Uuid::try_parse(key).ok());
+    let trace = correlation_id.and_then(|id| TraceId::new(id.into_bytes())).or_else(|| traces.new_trace());
+    let context = trace.zip(traces.new_span()).filter(|_| !args.no_traceparent);
+    let header = context.map(|(trace, span)| traceparent(trace, span, traces.sampling().keeps_trace(trace)));
+    let mut sent = Box::new(Sent { context, correlation_id, began: clock.system() });
     loop {
-        let mut record: BaseRecord<'_, str, [u8]> = BaseRecord::to(topic);
+        let mut record: BaseRecord<'_, str, [u8], Box<Sent>> = BaseRecord::with_opaque_to(&args.topic, sent);
         record.key = key;
         record.payload = payload;
+        record.headers = header
+            .as_deref()
+            .map(|value| OwnedHeaders::new().insert(Header { key: TRACEPARENT, value: Some(value) }));
         match producer.send(record) {
             Ok(()) => return Ok(()),
-            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
-                std::thread::sleep(QUEUE_WAIT)
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => {
+                sent = record.delivery_opaque;
+                std::thread::sleep(QUEUE_WAIT);
             }
             Err((error, _)) => return Err(error),
         }
@@ -184,7 +254,7 @@ fn generate(
     for index in 0..record_count {
         let has_value = plan.write(index, &mut payload);
         let key = plan.correlation_id(index);
-        send(producer, &args.topic, Some(&key), has_value.then_some(payload.as_slice()))
+        send(producer, args, Some(&key), has_value.then_some(payload.as_slice()))
             .with_context(|| format!("send record {index} to topic {}", args.topic))?;
         if index % 256 == 0 {
             bar.set_position(index);
@@ -215,7 +285,7 @@ fn read_and_send(args: &EmitArgs, producer: &Sender) -> anyhow::Result<u64> {
     if args.raw {
         for line in input.split(b'\n') {
             let line = line.context("read standard input")?;
-            send(producer, &args.topic, None, Some(&line))?;
+            send(producer, args, None, Some(&line))?;
             sent_count += 1;
         }
         return Ok(sent_count);
@@ -229,7 +299,7 @@ fn read_and_send(args: &EmitArgs, producer: &Sender) -> anyhow::Result<u64> {
             )
         })?;
         let key = correlation_id(&value);
-        send(producer, &args.topic, key.as_deref(), Some(value.get().as_bytes()))
+        send(producer, args, key.as_deref(), Some(value.get().as_bytes()))
             .with_context(|| format!("send record {} to topic {}", sent_count + 1, args.topic))?;
         sent_count += 1;
     }

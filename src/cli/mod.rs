@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, LogFormat, Settings};
-use crate::observe::{RecentLines, Traces};
+use crate::observe::{RecentLines, SpanCounter, Traces};
 use crate::store::StoreError;
 use crate::{app, observe};
 
@@ -136,20 +136,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    let traces = {
-        let _inside = runtime.enter();
-        Traces::from_environment().unwrap_or_else(|error| {
-            complain(&format!("{error}; going on without traces"));
-            Traces::default()
-        })
-    };
     let as_json = config.process.log_format == LogFormat::Json;
-    let recent = observe::install(level, as_json, traces.tracer()).unwrap_or_else(|error| {
+    let recent = observe::install(level, as_json).unwrap_or_else(|error| {
         complain(&error.to_string());
         RecentLines::default()
     });
     let outcome = runtime.block_on(execute(command, &config, recent));
-    traces.shutdown();
     // Threads that still wait for Kafka or PostgreSQL must not hold the process.
     runtime.shutdown_background();
     match outcome {
@@ -209,6 +201,16 @@ async fn execute(command: Command, config: &Config, recent: RecentLines) -> anyh
             verify::run(&args, &store, (&kafka, spool_dir, &config.process.log_dir), &mut out).await
         }
     }
+}
+
+/// Where a command's spans go, as the environment says; to be shut down at its end.
+fn traces() -> Traces {
+    let traces = SpanCounter::of_command().map_err(anyhow::Error::from);
+    let traces = traces.and_then(|counter| Ok(Traces::from_environment(counter)?));
+    traces.unwrap_or_else(|error| {
+        complain(&format!("{error}; going on without traces"));
+        Traces::default()
+    })
 }
 
 /// One line on standard error; if that is gone there is nobody to tell.

@@ -134,6 +134,12 @@ impl Batch {
         Some((chunk, chunk.records.get(entry.record_index)?))
     }
 
+    /// The binary COPY row of an event's fate.
+    #[must_use]
+    pub fn row(&self, row: &Range<usize>) -> &[u8] {
+        self.payload.rows.get(row.clone()).unwrap_or_default()
+    }
+
     /// How many events fall on which day, in order (of the whole batch, after a split too).
     pub fn days(&self) -> impl Iterator<Item = (UtcDay, u64)> {
         self.days.iter().map(|(day, count)| (*day, *count))
@@ -173,7 +179,7 @@ impl Batch {
                 }
                 run.end = next.end;
             }
-            Some(self.payload.rows.get(run).unwrap_or_default())
+            Some(self.row(&run))
         })
     }
 

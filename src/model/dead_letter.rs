@@ -16,6 +16,7 @@
 //! | `dlq.attempt` | 1; one more each time the record was redriven and rejected again |
 //! | `dlq.version` | the version of this table: 1 |
 //! | `correlation_id` | the event's, when it could be read |
+//! | `traceparent` | W3C Trace Context: the record's trace; not again where the original headers name it, absent when neither they nor a correlation id tell it |
 //!
 //! A record that would be larger than its topic allows is cut, in this order until it fits: the value; the
 //! original headers; the key; the detail. Then it has further headers:
@@ -37,6 +38,7 @@ use uuid::Uuid;
 
 use super::base64;
 use super::position::{Offset, Partition, StreamId, StreamPartition};
+use super::trace::{SpanId, TRACEPARENT, TraceContext, traceparent};
 
 /// What a dead letter topic's name adds to its source topic's.
 pub const TOPIC_SUFFIX: &str = ".dlq";
@@ -70,6 +72,16 @@ pub struct DeadLetterId {
     pub key: StreamPartition,
     /// The record's offset.
     pub offset: Offset,
+}
+
+impl DeadLetterId {
+    /// The span of sending it, which its `traceparent` names: the same for ever, as all of a letter is.
+    #[must_use]
+    pub fn span(&self) -> Option<SpanId> {
+        let name = format!("{}:{}", self.key.partition, self.offset);
+        let hash = Uuid::new_v5(&self.key.stream.0, name.as_bytes()).into_bytes();
+        SpanId::new(*hash.first_chunk()?)
+    }
 }
 
 impl fmt::Display for DeadLetterId {
@@ -186,6 +198,23 @@ impl DeadLetterRow {
         LetterName { id: self.id, group: self.group.clone() }
     }
 
+    /// Its place in its trace, when that can be told.
+    #[must_use]
+    pub fn trace_context(&self) -> Option<TraceContext> {
+        let headers = self.headers.iter().map(|(key, value)| (key.as_slice(), value.as_deref()));
+        TraceContext::of(headers, self.correlation_id)
+    }
+
+    /// The header that names its trace, unless that stands in the original headers and these are kept.
+    fn traceparent(&self, keeps_headers: bool) -> Option<String> {
+        let context = self.trace_context()?;
+        match context.parent {
+            Some(_) if keeps_headers => None,
+            Some(parent) => Some(traceparent(context.trace, parent.span, parent.is_sampled)),
+            None => Some(traceparent(context.trace, self.id.span()?, true)),
+        }
+    }
+
     /// How often this record was a dead letter, this time included: from the header that a redrive gave it.
     #[must_use]
     pub fn attempt(&self) -> u32 {
@@ -245,6 +274,7 @@ impl DeadLetterRow {
         headers.push(header(ATTEMPT_HEADER, self.attempt()));
         headers.push(header("dlq.version", VERSION));
         headers.extend(self.correlation_id.map(|id| header("correlation_id", id)));
+        headers.extend(self.traceparent(cut < Cut::Headers).map(|value| header(TRACEPARENT, value)));
         if let Some(what) = cut.what() {
             headers.push(header("dlq.truncated", what));
             if let Some(value) = &self.value {

@@ -1,5 +1,5 @@
 //! The pure core: positions, decoding, events, batches, dead letters, spool lines, lines for
-//! others, what the predecessor left, retry policy.
+//! others, which trace a record belongs to, what the predecessor left, retry policy.
 //!
 //! Promises: every function is total and depends on its arguments alone. Never here: tokio, rdkafka, sqlx,
 //! the file system, the environment, a clock, randomness, tracing (`tests/architecture.rs` keeps this).
@@ -23,3 +23,4 @@ pub mod sample;
 pub mod secret;
 pub mod spool;
 mod timestamp;
+pub mod trace;

@@ -10,6 +10,15 @@ use super::position::{Offset, TopicPartition};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AssignmentId(pub u64);
 
+/// When a chunk's records were taken from Kafka, in milliseconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Polled {
+    /// The first of them.
+    pub from_ms: i64,
+    /// The chunk was closed.
+    pub to_ms: i64,
+}
+
 /// One record of a [`Chunk`]: where its parts lie in the chunk's arena.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -44,6 +53,8 @@ pub struct Chunk {
     pub absent_after: u64,
     /// The records.
     pub records: Vec<Record>,
+    /// When it was polled; `None`: it did not come from Kafka now.
+    pub polled: Option<Polled>,
     /// The bytes that the records' ranges point into.
     pub arena: Vec<u8>,
 }
@@ -128,6 +139,7 @@ mod tests {
             end: at(20),
             absent_after: 2,
             records: vec![record(12, 2), record(13, 0), record(17, 3)],
+            polled: None,
             arena: Vec::new(),
         }
     }

@@ -68,6 +68,8 @@ pub struct Metrics {
     breakers_opened: IntCounter,
     /// Day files.
     pub projections: ProjectionMetrics,
+    /// Spans.
+    pub spans: SpanCounter,
 }
 
 macro_rules! make {
@@ -93,6 +95,7 @@ macro_rules! make {
 
 mod partitions;
 mod projections;
+mod spans;
 mod spool;
 #[cfg(test)]
 mod tests;
@@ -100,6 +103,7 @@ mod tests;
 use partitions::PartitionMetrics;
 pub use partitions::{LagSample, PartitionLabel};
 use projections::ProjectionMetrics;
+pub use spans::SpanCounter;
 use spool::SpoolMetrics;
 
 impl Metrics {
@@ -248,6 +252,7 @@ impl Metrics {
             ),
             spool: SpoolMetrics::new(&r)?,
             projections: ProjectionMetrics::new(&r)?,
+            spans: SpanCounter::new(&r)?,
             registry: r,
         };
         metrics.begin_series();

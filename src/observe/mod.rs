@@ -7,11 +7,12 @@ mod latency;
 mod logging;
 mod metrics;
 mod recent;
+pub mod spans;
 mod traces;
 
 pub use clock::Clock;
 pub use history::{History, STEP, Step};
-pub use logging::{LoggingError, TRACE_TARGET, install};
-pub use metrics::{LagSample, Metrics, PartitionLabel};
+pub use logging::{LoggingError, install};
+pub use metrics::{LagSample, Metrics, PartitionLabel, SpanCounter};
 pub use recent::{RecentLine, RecentLines};
 pub use traces::{Traces, TracesError};

@@ -13,6 +13,7 @@
 pub mod day_files;
 mod producer;
 mod reader;
+mod spans;
 mod topics;
 
 use rdkafka::consumer::ConsumerContext;
@@ -21,6 +22,7 @@ use rdkafka::{ClientConfig, ClientContext};
 
 pub use producer::{Placement, Position, Producer};
 pub use reader::{Extent, Reader, Scanned};
+pub use spans::{LetterSpans, TracedLetters};
 pub use topics::{Topic, Topics};
 
 /// How to reach Kafka, and under which names.

@@ -1,29 +1,51 @@
-//! What a lane tells the board and the metrics; per batch, not per record.
+//! What a lane tells the board, the metrics, the log and the traces; per batch, not per record.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::lane::GiveUp;
-use crate::model::batch::{Batch, Fate};
+use super::spans::BatchSpans;
+use crate::model::batch::{Batch, DeadLetter, Entry, Fate};
 use crate::model::federated::SourceFlag;
 use crate::model::record::Chunk;
 use crate::model::rejection::RejectionCode;
 use crate::model::spool::mode::Mode;
+use crate::model::trace::{TraceContext, TraceId};
 use crate::observe::Metrics;
 use crate::observe::board::Board;
 use crate::store::{CommitOutcome, CommitPath, CommittedPart, StoreError};
 
-/// A lane's way to the board and the metrics.
+/// How many dead letters of one commit the log names.
+const TOLD_MAX_COUNT: usize = 20;
+
+/// A lane's way to them.
 #[derive(Debug, Clone)]
 pub(super) struct LaneFacts {
     metrics: Arc<Metrics>,
     board: Board,
+    spans: BatchSpans,
+}
+
+/// Says in the log that a record is a dead letter; `true` when it did.
+fn tell(batch: &Batch, entry: &Entry, letter: &DeadLetter) -> bool {
+    let Some((chunk, record)) = batch.record_of(entry) else { return false };
+    let context = TraceContext::of(chunk.headers(record), letter.correlation_id);
+    tracing::info!(
+        topic = &*chunk.source.topic,
+        partition = chunk.source.partition.0,
+        offset = entry.offset.as_i64(),
+        reason = letter.rejection.code.as_str(),
+        correlation_id = letter.correlation_id.map(tracing::field::display),
+        trace_id = context.map(|context| tracing::field::display(context.trace)),
+        "a record is a dead letter; `dlq show` has it"
+    );
+    true
 }
 
 impl LaneFacts {
-    pub(super) fn new(metrics: Arc<Metrics>, board: Board) -> Self {
-        Self { metrics, board }
+    pub(super) fn new(metrics: Arc<Metrics>, board: Board, spans: BatchSpans) -> Self {
+        Self { metrics, board, spans }
     }
 
     pub(super) fn took(&self, chunk: &Chunk, elapsed: Duration) {
@@ -88,9 +110,13 @@ impl LaneFacts {
         let mut rejected: BTreeMap<RejectionCode, u64> = BTreeMap::new();
         let mut flagged: BTreeMap<SourceFlag, u64> = BTreeMap::new();
         let mut trust: BTreeMap<u8, u64> = BTreeMap::new();
+        let mut told_count = 0;
         for entry in batch.entries() {
             match &entry.fate {
-                Fate::DeadLetter(letter) => *rejected.entry(letter.rejection.code).or_default() += 1,
+                Fate::DeadLetter(letter) => {
+                    *rejected.entry(letter.rejection.code).or_default() += 1;
+                    told_count += usize::from(told_count < TOLD_MAX_COUNT && tell(batch, entry, letter));
+                }
                 Fate::Event(_, noted) => {
                     *trust.entry(noted.trust_percent).or_default() += 1;
                     if let Some(flag) = noted.flag {
@@ -98,6 +124,11 @@ impl LaneFacts {
                     }
                 }
             }
+        }
+        let rejected_count: u64 = rejected.values().sum();
+        let untold_count = rejected_count.saturating_sub(u64::try_from(told_count).unwrap_or(u64::MAX));
+        if untold_count > 0 {
+            tracing::info!(count = untold_count, "more records of the same commit are dead letters");
         }
         self.metrics.trusted(&trust);
         flagged.into_iter().for_each(|(flag, count)| self.metrics.flagged(flag, count));
@@ -119,6 +150,19 @@ impl LaneFacts {
         board.totals.dead_letters += dead_letter_count;
         rejected.into_iter().for_each(|(code, count)| *board.rejections.entry(code).or_default() += count);
         latencies_ms().for_each(|latency_ms| board.latencies.add(latency_ms));
+    }
+
+    /// A commit was tried and ended. Returns the trace that tells of it, while traces go anywhere.
+    pub(super) fn traced(
+        &self,
+        batch: Option<&(Batch, CommitPath)>,
+        outcome: &Result<Option<CommitOutcome>, StoreError>,
+        elapsed: Duration,
+    ) -> Option<TraceId> {
+        let (batch, path) = batch?;
+        let outcome =
+            outcome.as_ref().map_or_else(|error| Some(Err(error)), |outcome| outcome.as_ref().map(Ok))?;
+        self.spans.committed((batch, *path), outcome, elapsed)
     }
 
     /// How many of the events stored came by the spool.

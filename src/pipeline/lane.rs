@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tracing::Instrument;
 
 use super::facts::LaneFacts;
 use super::storer::decode_record;
@@ -357,9 +356,7 @@ impl Lane {
             None => self.owned.keys().copied().collect(),
         };
         let work = Work { session: self.session.take(), claims, must_adopt, batch };
-        let span = work.span();
-        let run = work.run(self.settings.store.clone(), self.settings.work_deadline);
-        let task = tokio::spawn(run.instrument(span));
+        let task = tokio::spawn(work.run(self.settings.store.clone(), self.settings.work_deadline));
         self.work = Some((task, assignments, now));
     }
 
@@ -391,6 +388,7 @@ impl Lane {
         let WorkDone { session, seen, has_adopted, was_tried, batch, outcome, default_count } = done;
         self.session = session;
         self.facts.worked(batch.is_some(), &outcome, (elapsed, default_count));
+        let trace = self.facts.traced(batch.as_ref().filter(|_| was_tried), &outcome, elapsed);
         if let Some((batch, _)) = batch.as_ref().filter(|(batch, _)| !batch.is_empty()) {
             // Back to the front; what follows takes it away if it was stored or is stale.
             self.queue.push_front(batch.clone());
@@ -415,6 +413,7 @@ impl Lane {
             }
             Err(error) => {
                 self.lose_session();
+                let _in = trace.map(|trace| tracing::error_span!("commit", trace_id = %trace).entered());
                 // What went wrong before the commit says nothing of the batch.
                 self.failed(error, batch.filter(|_| was_tried));
             }

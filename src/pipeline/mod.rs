@@ -35,6 +35,7 @@ mod forecasts;
 mod lane;
 mod outage;
 mod registry;
+mod spans;
 mod spooler;
 mod storer;
 mod strays;
@@ -52,6 +53,7 @@ use self::facts::LaneFacts;
 use self::forecasts::Forecasts;
 use self::lane::{GiveUp, Lane, LaneControl, LaneReport, LaneSettings};
 use self::outage::Outage;
+use self::spans::BatchSpans;
 pub use self::spooler::SharedSpool;
 pub use self::storer::{StoredCounts, decode_record};
 pub use self::strays::{PassReport, Sorting, StrayError, Strays, overlap};
@@ -63,7 +65,7 @@ use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::model::spool::mode::Mode;
 use crate::observe::board::{Board, HoldCode, OwnedPartition, Phase};
-use crate::observe::{Clock, Metrics};
+use crate::observe::{Clock, Metrics, Traces};
 use crate::source::{
     EVENT_QUEUE_COUNT, LANE_QUEUE_COUNT, Placement, SourceCommand, SourceEvent, SourceHandle, SourceSettings,
 };
@@ -141,6 +143,7 @@ pub struct Pipeline {
     board: Board,
     metrics: Arc<Metrics>,
     clock: Clock,
+    traces: Traces,
     source: SourceHandle,
     events: mpsc::Receiver<SourceEvent>,
     lanes: Vec<mpsc::Sender<LaneControl>>,
@@ -174,7 +177,7 @@ impl Pipeline {
     pub fn start(
         settings: PipelineSettings,
         board: Board,
-        (metrics, clock): (Arc<Metrics>, Clock),
+        (metrics, clock, traces): (Arc<Metrics>, Clock, Traces),
         stop: watch::Receiver<bool>,
         spool: Option<SpoolSettings>,
     ) -> Result<Self, PipelineError> {
@@ -192,13 +195,16 @@ impl Pipeline {
             work_deadline: settings.statement_timeout + WORK_MARGIN,
             clock: clock.clone(),
         };
+        let group = Arc::clone(&settings.store.group);
+        let spans = BatchSpans { traces: traces.clone(), group, clock: clock.clone() };
         let (mut queues, mut lanes, mut lane_tasks) = (Vec::new(), Vec::new(), JoinSet::new());
         for index in 0..settings.lane_count.max(1) {
             let (chunks_tx, chunks) = mpsc::channel::<Arc<Chunk>>(LANE_QUEUE_COUNT);
             let (control_tx, control) = mpsc::channel(CONTROL_QUEUE_COUNT);
             queues.push(chunks_tx);
             lanes.push(control_tx);
-            let out = (board.clone(), LaneFacts::new(Arc::clone(&metrics), board.clone()));
+            let facts = LaneFacts::new(Arc::clone(&metrics), board.clone(), spans.clone());
+            let out = (board.clone(), facts);
             let lane = Lane::new(index, lane_settings.clone(), (chunks, control), reports_tx.clone(), out);
             lane_tasks.spawn(lane.run());
         }
@@ -217,6 +223,7 @@ impl Pipeline {
             board,
             metrics,
             clock,
+            traces,
             source,
             events,
             lanes,
@@ -236,7 +243,7 @@ impl Pipeline {
         };
         if let Some((SpoolSettings { spool, after }, chunks)) = spool {
             let spool = Arc::new(std::sync::Mutex::new(spool));
-            pipeline.start_outage(spool, after, (chunks, lane_queues), reports_tx);
+            pipeline.start_outage(spool, after, (chunks, lane_queues), (reports_tx, spans));
         }
         Ok(pipeline)
     }

@@ -30,6 +30,7 @@ use tokio::task::JoinHandle;
 
 use super::drainer::{Drainer, DrainerControl, Fed};
 use super::lane::LaneControl;
+use super::spans::BatchSpans;
 use super::spooler::{SharedSpool, Spooler, SpoolerControl, with_spool};
 use super::{CONTROL_QUEUE_COUNT, Pipeline, REVOKE_PATIENCE};
 use crate::model::position::{Epoch, Offset, OffsetRange, StreamPartition, TopicPartition};
@@ -108,13 +109,13 @@ impl Pipeline {
         spool: SharedSpool,
         after: Duration,
         (chunks, lane_queues): (mpsc::Receiver<Arc<Chunk>>, Vec<mpsc::Sender<Arc<Chunk>>>),
-        reports: mpsc::UnboundedSender<super::lane::LaneReport>,
+        (reports, spans): (mpsc::UnboundedSender<super::lane::LaneReport>, BatchSpans),
     ) {
         let (spooler, spooler_control) = mpsc::channel(CONTROL_QUEUE_COUNT);
         // Unbounded, and bounded by two for each assignment.
         let (drainer, drainer_control) = mpsc::unbounded_channel();
         let (fed_tx, fed) = mpsc::unbounded_channel();
-        let out = (self.board.clone(), Arc::clone(&self.metrics), self.clock.clone());
+        let out = (self.board.clone(), Arc::clone(&self.metrics), spans);
         let task = Spooler::new(Arc::clone(&spool), (chunks, spooler_control), reports, out);
         self.lane_tasks.spawn(task.run());
         let task = Drainer::new(Arc::clone(&spool), drainer_control, fed_tx, Arc::clone(&self.metrics));

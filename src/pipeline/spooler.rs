@@ -8,16 +8,18 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::lane::{GiveUp, LaneReport};
-use crate::model::position::{Offset, StreamPartition};
+use super::spans::BatchSpans;
+use crate::model::position::{Offset, StreamPartition, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::model::spool::{EncodedChunk, SpoolStats};
+use crate::observe::Metrics;
 use crate::observe::board::Board;
-use crate::observe::{Clock, Metrics};
+use crate::observe::spans::TracedRecord;
 use crate::spool::{Spool, SpoolError};
 
 /// How many chunks, and bytes of them, go into one append and its sync.
@@ -54,6 +56,9 @@ pub(super) enum SpoolerControl {
 struct Pending {
     assignment: AssignmentId,
     chunk: EncodedChunk,
+    source: Arc<TopicPartition>,
+    /// Its records whose traces are kept.
+    kept: Vec<TracedRecord>,
 }
 
 /// What became of an append, and how the spool stands after it; `None` when its thread died.
@@ -66,13 +71,14 @@ pub(super) struct Spooler {
     reports: mpsc::UnboundedSender<LaneReport>,
     board: Board,
     metrics: Arc<Metrics>,
-    clock: Clock,
+    spans: BatchSpans,
     /// Where each partition goes on, with what is pending.
     adopted: HashMap<AssignmentId, (StreamPartition, Offset)>,
     pending: Vec<Pending>,
     /// What is on its way to the disk, and came before what is pending.
     appending: Arc<Vec<Pending>>,
     append: Option<Append>,
+    append_began_at: Instant,
 }
 
 impl Spooler {
@@ -80,11 +86,24 @@ impl Spooler {
         spool: SharedSpool,
         (chunks, control): (mpsc::Receiver<Arc<Chunk>>, mpsc::Receiver<SpoolerControl>),
         reports: mpsc::UnboundedSender<LaneReport>,
-        (board, metrics, clock): (Board, Arc<Metrics>, Clock),
+        (board, metrics, spans): (Board, Arc<Metrics>, BatchSpans),
     ) -> Self {
         let (adopted, pending) = (HashMap::new(), Vec::new());
-        let (appending, append) = (Arc::default(), None);
-        Self { spool, chunks, control, reports, board, metrics, clock, adopted, pending, appending, append }
+        let (appending, append, append_began_at) = (Arc::default(), None, spans.clock.monotonic());
+        Self {
+            spool,
+            chunks,
+            control,
+            reports,
+            board,
+            metrics,
+            spans,
+            adopted,
+            pending,
+            appending,
+            append,
+            append_began_at,
+        }
     }
 
     /// Works until the loop hangs up.
@@ -153,8 +172,9 @@ impl Spooler {
         }
         *next = chunk.end;
         match EncodedChunk::new(*key, chunk) {
-            Ok(chunk) => {
-                self.pending.push(Pending { assignment, chunk });
+            Ok(encoded) => {
+                let (source, kept) = (Arc::clone(&chunk.source), self.spans.kept_of(chunk));
+                self.pending.push(Pending { assignment, chunk: encoded, source, kept });
                 true
             }
             Err(contradiction) => {
@@ -170,8 +190,9 @@ impl Spooler {
             return;
         }
         self.appending = Arc::new(std::mem::take(&mut self.pending));
+        self.append_began_at = self.spans.clock.monotonic();
         let (chunks, now_ms, spool) =
-            (Arc::clone(&self.appending), self.clock.unix_ms(), Arc::clone(&self.spool));
+            (Arc::clone(&self.appending), self.spans.clock.unix_ms(), Arc::clone(&self.spool));
         self.append = Some(Box::pin(async move {
             with_spool(&spool, move |spool| {
                 let outcome = spool.append(chunks.iter().map(|pending| &pending.chunk), now_ms);
@@ -193,6 +214,7 @@ impl Spooler {
     /// Notes what became of an append. Returns `false` when it must be tried again.
     fn note(&mut self, appended: Option<(Result<(), SpoolError>, SpoolStats)>) -> bool {
         let appending = std::mem::take(&mut self.appending);
+        self.trace(&appending, appended.as_ref().map(|(outcome, _)| outcome));
         let mut board = self.board.lock();
         if let Some((_, stats)) = &appended {
             board.spool.stats = *stats;
@@ -200,7 +222,7 @@ impl Spooler {
         let error = match appended {
             Some((Ok(()), _)) => {
                 board.spool.trouble = None;
-                for Pending { assignment, chunk } in appending.iter() {
+                for Pending { assignment, chunk, .. } in appending.iter() {
                     if let Some(owned) = board.owned.get_mut(assignment) {
                         owned.spooled_to = Some(chunk.range().end());
                     }
@@ -222,6 +244,20 @@ impl Spooler {
         self.pending = Arc::try_unwrap(appending).unwrap_or_else(|shared| shared.to_vec());
         self.pending.extend(later);
         false
+    }
+
+    fn trace(&self, appended: &[Pending], outcome: Option<&Result<(), SpoolError>>) {
+        let began_at = self.append_began_at;
+        let elapsed = self.spans.clock.monotonic().saturating_duration_since(began_at);
+        let error = match outcome {
+            Some(outcome) => outcome.as_ref().err().map(ToString::to_string),
+            None => Some("a thread of the spool died".to_owned()),
+        };
+        let sources: Vec<&Arc<TopicPartition>> = appended.iter().map(|pending| &pending.source).collect();
+        let count = appended.iter().map(|pending| pending.chunk.record_count()).sum::<u64>();
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let kept = appended.iter().flat_map(|pending| pending.kept.iter().cloned());
+        self.spans.spooled((&sources, count), kept, (elapsed, error.as_deref()));
     }
 
     /// Returns `false` when what was being appended must be tried again.

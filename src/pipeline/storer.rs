@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::WORK_MARGIN;
+use super::spans::BatchSpans;
 use crate::model::batch::{Batch, DeadLetter, Decoded, Noted};
 use crate::model::decode::{DecodeRules, decode, identify};
 use crate::model::federated::FederatedSources;
 use crate::model::position::{Epoch, Offset, StreamPartition};
 use crate::model::rejection::{Rejection, RejectionCode};
+use crate::observe::{Clock, Traces};
 use crate::store::copy::encode_event;
 use crate::store::{
     Claim, CommitOutcome, CommitPath, CommittedPart, Session, SessionPurpose, StalePart, StoreError,
@@ -192,15 +194,18 @@ pub(super) struct Storer {
     pub(super) sources: Arc<FederatedSources>,
     /// How long one commit may take before its outcome counts as unknown.
     deadline: Duration,
+    spans: BatchSpans,
     session: Option<Session>,
     /// By which path the next batch goes first.
     path: CommitPath,
 }
 
 impl Storer {
-    pub(super) fn new(store: StoreSettings, rules: Arc<DecodeRules>) -> Self {
+    pub(super) fn new(store: StoreSettings, rules: Arc<DecodeRules>, traces: Traces) -> Self {
         let deadline = store.statement_timeout() + WORK_MARGIN;
-        Self { store, rules, sources: Arc::default(), deadline, session: None, path: CommitPath::Direct }
+        let spans = BatchSpans { traces, group: Arc::clone(&store.group), clock: Clock };
+        let (sources, path) = (Arc::default(), CommitPath::Direct);
+        Self { store, rules, sources, deadline, spans, session: None, path }
     }
 
     async fn session(&mut self) -> Result<&mut Session, StoreError> {
@@ -225,8 +230,11 @@ impl Storer {
     pub(super) async fn store(&mut self, batch: Batch, purpose: Purpose<'_>) -> Result<Stored, StoreError> {
         let mut round = Round { queue: VecDeque::from([batch]), ..Round::default() };
         while let Some(batch) = round.next() {
-            let path = self.path;
-            match self.commit(&batch, purpose).await {
+            let (path, started_at) = (self.path, self.spans.clock.monotonic());
+            let outcome = self.commit(&batch, purpose).await;
+            let elapsed = self.spans.clock.monotonic().saturating_duration_since(started_at);
+            self.spans.committed((&batch, path), outcome.as_ref(), elapsed);
+            match outcome {
                 Ok(CommitOutcome::Committed { parts, .. }) => round.committed(&parts),
                 Ok(CommitOutcome::Stale(parts)) => {
                     round.queue.push_front(batch);

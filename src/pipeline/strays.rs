@@ -20,6 +20,7 @@ use crate::model::decode::DecodeRules;
 use crate::model::position::{Epoch, Offset, OffsetRange, StreamPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::model::spool::BatchLine;
+use crate::observe::Traces;
 use crate::spool::{LocalDrain, Next, Quarantined, SpoolError};
 use crate::store::{StoreError, StoreSettings};
 
@@ -98,8 +99,9 @@ impl Strays {
         spool: SharedSpool,
         store: StoreSettings,
         (rules, limits): (Arc<DecodeRules>, BatchLimits),
+        traces: Traces,
     ) -> Self {
-        Self { spool, storer: Storer::new(store, rules), limits }
+        Self { spool, storer: Storer::new(store, rules, traces), limits }
     }
 
     /// Ends the session.

@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
-use tracing::Span;
 
 use crate::model::batch::Batch;
 use crate::model::position::StreamPartition;
-use crate::observe::TRACE_TARGET;
 use crate::store::{
     Claim, ClaimedPosition, CommitOutcome, CommitPath, Session, SessionPurpose, StoreError, StoreSettings,
 };
@@ -69,22 +67,6 @@ impl Work {
             }
         };
         done
-    }
-
-    /// The span of a commit, by OpenTelemetry's database conventions; none for a look at positions.
-    pub(super) fn span(&self) -> Span {
-        let Some((batch, _)) = &self.batch else { return Span::none() };
-        tracing::info_span!(
-            target: TRACE_TARGET,
-            "commit",
-            otel.name = "COPY audit_events",
-            otel.kind = "client",
-            db.system.name = "postgresql",
-            db.collection.name = "audit_events.events",
-            db.operation.name = "COPY",
-            messaging.batch.message_count = batch.entries().len(),
-            partition_count = batch.parts().len(),
-        )
     }
 }
 

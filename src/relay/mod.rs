@@ -48,11 +48,11 @@ use tokio::sync::watch;
 use self::letters::Letters;
 use crate::failpoint;
 use crate::model::backoff::RetryPolicy;
-use crate::model::dead_letter::LetterFormat;
+use crate::model::dead_letter::{LetterFormat, TOPIC_SUFFIX};
 use crate::model::position::StreamId;
 use crate::observe::board::{Board, RelayRole, RelayState, RelayTrouble};
-use crate::observe::{Clock, Metrics};
-use crate::outlet::{OutletError, OutletSettings};
+use crate::observe::{Clock, Metrics, Traces};
+use crate::outlet::{LetterSpans, OutletError, OutletSettings};
 use crate::store::{Session, SessionPurpose, StoreError, StoreSettings, WaitingStream};
 
 /// How often a leader looks for rows.
@@ -121,6 +121,7 @@ pub struct Relay {
     board: Board,
     metrics: Arc<Metrics>,
     clock: Clock,
+    spans: LetterSpans,
     /// Holds the lock while it lives.
     session: Option<Session>,
     letters: Option<Letters>,
@@ -132,13 +133,19 @@ pub struct Relay {
 impl Relay {
     /// A relay that does nothing yet.
     #[must_use]
-    pub fn new(settings: RelaySettings, board: Board, (metrics, clock): (Arc<Metrics>, Clock)) -> Self {
+    pub fn new(
+        settings: RelaySettings,
+        board: Board,
+        (metrics, clock, traces): (Arc<Metrics>, Clock, Traces),
+    ) -> Self {
         let now = clock.monotonic();
+        let spans = LetterSpans { traces, clock: clock.clone() };
         Self {
             settings,
             board,
             metrics,
             clock,
+            spans,
             session: None,
             letters: None,
             waits: HashMap::new(),
@@ -299,8 +306,12 @@ impl Relay {
             if rows.is_empty() {
                 break;
             }
-            let sent = stream.clone();
-            let relayed = self.with_letters(move |letters| letters.relay(&sent, &rows)).await?;
+            let (sent, traced) = (stream.clone(), self.spans.letters(rows.iter()));
+            let relayed = self.with_letters(move |letters| letters.relay(&sent, &rows)).await;
+            let topic = format!("{}{TOPIC_SUFFIX}", stream.topic);
+            let error = relayed.as_ref().err().map(|error| (error.class(), error.to_string()));
+            self.spans.ended(traced, (&topic, &self.settings.store.group), error);
+            let relayed = relayed?;
             failpoint::at("relay_before_mark");
             let marked_count = answered(self.session()?.mark_relayed(stream.stream, &relayed)).await?;
             failpoint::at("relay_after_mark");

@@ -150,7 +150,12 @@ impl Assignments {
         match granted.add_partition_offset(&source.topic, source.partition.0, offset) {
             Ok(()) => {
                 self.slots_changed();
-                self.slots.push(Slot::new(source, (assignment, lane_index), description.topic_id, position));
+                self.slots.push(Slot::new(
+                    source,
+                    (assignment, lane_index),
+                    description.topic_id,
+                    (position, self.clock.clone()),
+                ));
             }
             Err(error) => {
                 tracing::error!(%error, partition = %source, "the position can't be given to librdkafka");

@@ -7,8 +7,9 @@ use rdkafka::message::{BorrowedMessage, Message, Timestamp};
 use uuid::Uuid;
 
 use crate::model::position::{Offset, TopicPartition};
-use crate::model::record::{AssignmentId, Chunk, Record};
+use crate::model::record::{AssignmentId, Chunk, Polled, Record};
 use crate::native;
+use crate::observe::Clock;
 
 /// A chunk is handed on when its records reach this many bytes …
 const CHUNK_LEN_BYTES: usize = 128 * 1024;
@@ -27,6 +28,7 @@ pub(super) struct Slot {
     /// The consumer reported an error since the last record: a gap now may be a loss.
     pub(super) is_suspect: bool,
     open: Option<Chunk>,
+    clock: Clock,
     /// How large the last chunk was, in bytes and records: the next one is likely to be as large.
     last_size: (usize, usize),
 }
@@ -51,7 +53,7 @@ impl Slot {
         source: Arc<TopicPartition>,
         (assignment, lane_index): (AssignmentId, usize),
         topic_id: Uuid,
-        next: Offset,
+        (next, clock): (Offset, Clock),
     ) -> Self {
         Self {
             source,
@@ -61,6 +63,7 @@ impl Slot {
             next,
             is_suspect: false,
             open: None,
+            clock,
             last_size: (0, 0),
         }
     }
@@ -98,14 +101,17 @@ impl Slot {
 
     /// The open chunk, closed.
     pub(super) fn take(&mut self) -> Option<Chunk> {
-        let chunk = self.open.take()?;
+        let mut chunk = self.open.take()?;
+        if let Some(polled) = &mut chunk.polled {
+            polled.to_ms = self.clock.unix_ms();
+        }
         self.last_size = (chunk.arena.len(), chunk.records.len());
         Some(chunk)
     }
 
     fn open_chunk(&mut self) -> &mut Chunk {
         let (assignment, source, start) = (self.assignment, &self.source, self.next);
-        let (len_bytes, record_count) = self.last_size;
+        let ((len_bytes, record_count), clock) = (self.last_size, &self.clock);
         // A chunk that ends in absent offsets is closed by the caller before records are added to it.
         self.open.get_or_insert_with(|| Chunk {
             assignment,
@@ -114,6 +120,7 @@ impl Slot {
             end: start,
             absent_after: 0,
             records: Vec::with_capacity(record_count),
+            polled: Some(clock.unix_ms()).map(|ms| Polled { from_ms: ms, to_ms: ms }),
             arena: Vec::with_capacity(len_bytes + len_bytes / 16),
         })
     }

@@ -107,6 +107,14 @@ pub fn encode_dead_letter(
     uuid(rows, letter.audit_id);
 }
 
+/// `audit_id` and `correlation_id` of a tuple of [`encode_event`].
+#[must_use]
+pub fn ids_of(row: &[u8]) -> Option<(Uuid, Uuid)> {
+    // Behind the number of columns, each behind its length.
+    let id = |at: usize| Some(Uuid::from_bytes(*row.get(at..)?.first_chunk()?));
+    Some((id(2 + 4)?, id(2 + 4 + 16 + 4)?))
+}
+
 fn coordinates(rows: &mut Vec<u8>, key: StreamPartition, offset: Offset) {
     uuid(rows, Some(key.stream.0));
     field(rows, &key.partition.0.to_be_bytes());

@@ -34,3 +34,4 @@ mod schema;
 mod spooling;
 mod strays;
 mod streams;
+mod traces;

@@ -351,6 +351,7 @@ fn six_partitions(
         }
         let source = TopicPartition { topic: "t".into(), partition: request.partition };
         let chunk = Arc::new(Chunk {
+            polled: None,
             assignment: AssignmentId(1),
             source: Arc::new(source),
             start: position.next,

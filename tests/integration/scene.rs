@@ -302,6 +302,19 @@ impl Scene {
         self.binary().args(args).envs(settings.iter().copied()).output().unwrap()
     }
 
+    /// Runs a command with this on its standard input; it must succeed. Returns what it printed, errors too.
+    #[track_caller]
+    pub(crate) fn fed(&self, args: &[&str], input: &str) -> String {
+        let pipes = (Stdio::piped(), Stdio::piped(), Stdio::piped());
+        let mut child =
+            self.binary().args(args).stdin(pipes.0).stdout(pipes.1).stderr(pipes.2).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        assert!(output.status.success(), "{args:?}: {text:?}");
+        text.concat()
+    }
+
     /// Runs a command that must succeed; returns what it printed.
     #[track_caller]
     pub(crate) fn done(&self, args: &[&str]) -> String {

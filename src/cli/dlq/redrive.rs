@@ -18,7 +18,8 @@ use crate::cli::table::{Table, with_thousands};
 use crate::failpoint;
 use crate::model::dead_letter::{ATTEMPT_MAX, DeadLetterId, DeadLetterRow, OutgoingRecord};
 use crate::model::position::{Offset, Partition, is_import};
-use crate::outlet::{OutletError, OutletSettings, Producer, Purpose, Reader, Topic, Topics};
+use crate::observe::Clock;
+use crate::outlet::{LetterSpans, OutletError, OutletSettings, Producer, Purpose, Reader, Topic, Topics};
 use crate::store::{LetterFilter, OpenRedrive, Session, StoreSettings};
 
 /// How many records go in one transaction.
@@ -130,8 +131,16 @@ pub(super) async fn run(
     let settings = outlet.clone();
     let kafka = blocking(move || Kafka::begin(&settings, &sources)).await?;
     let mut tally = Tally::default();
-    let mut work =
-        Redrive { args, group: &store.group, outlet, session: &mut session, kafka, tally: &mut tally };
+    let spans = LetterSpans { traces: super::super::traces(), clock: Clock };
+    let mut work = Redrive {
+        args,
+        group: &store.group,
+        outlet,
+        session: &mut session,
+        kafka,
+        tally: &mut tally,
+        spans: &spans,
+    };
     if !args.dry_run {
         work.settle(open).await?;
     }
@@ -145,6 +154,7 @@ pub(super) async fn run(
         .map(|count| count.count)
         .sum();
     let outcome = work.send_all(&filter, chosen_count).await;
+    tokio::task::block_in_place(|| spans.traces.shutdown());
     session.close().await;
     tally.write_to(args, out)?;
     outcome?;
@@ -168,6 +178,7 @@ struct Redrive<'a> {
     session: &'a mut Session,
     kafka: Kafka,
     tally: &'a mut Tally,
+    spans: &'a LetterSpans,
 }
 
 impl Redrive<'_> {
@@ -256,6 +267,7 @@ impl Redrive<'_> {
         }
         let Some(topic) = topic.filter(|_| !records.is_empty()) else { return Ok(()) };
         let ids: Vec<DeadLetterId> = records.iter().map(|(row, _)| row.id).collect();
+        let traced = self.spans.redriven(records.iter().map(|(row, _)| row));
         let records: Vec<(Partition, OutgoingRecord)> = records
             .into_iter()
             .map(|(row, record)| {
@@ -268,7 +280,10 @@ impl Redrive<'_> {
         let who = (self.args.actor.as_str(), self.args.why.as_deref().unwrap_or_default());
         self.session.record_letter_action(("redrive_intended", Some(redrive)), &ids, who, &details).await?;
         failpoint::at("redrive_after_intent");
-        tokio::task::block_in_place(|| self.kafka.send(&topic, &records))?;
+        let outcome = tokio::task::block_in_place(|| self.kafka.send(&topic, &records));
+        let error = outcome.as_ref().err().map(|error| (error.class(), error.to_string()));
+        self.spans.ended(traced, (&topic.name, self.group), error);
+        outcome?;
         failpoint::at("redrive_before_settle");
         let details = json!({"topic": topic.name});
         self.session.record_letter_action(("redriven", Some(redrive)), &ids, who, &details).await?;

@@ -311,7 +311,16 @@ fn chunk(
     let end = i64::try_from(absent_after).ok().and_then(|count| behind.as_i64().checked_add(count));
     let end = end.and_then(Offset::new);
     let end = end.ok_or_else(|| StoreError::Broken("an import has more numbers than there are".into()))?;
-    Ok(Chunk { assignment: ASSIGNMENT, source: Arc::clone(source), start, end, absent_after, records, arena })
+    Ok(Chunk {
+        assignment: ASSIGNMENT,
+        source: Arc::clone(source),
+        start,
+        end,
+        absent_after,
+        records,
+        polled: None,
+        arena,
+    })
 }
 
 #[cfg(test)]

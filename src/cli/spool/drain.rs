@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::model::position::{Offset, OffsetRange, StreamPartition};
 use crate::model::record::AssignmentId;
 use crate::model::spool::SpooledBatch;
-use crate::observe::Clock;
+use crate::observe::{Clock, Traces};
 use crate::pipeline::{PassReport, SharedSpool, Sorting, StoredCounts, StrayError, Strays, overlap};
 use crate::spool::disk::LocalDisk;
 use crate::spool::{
@@ -101,9 +101,11 @@ pub async fn run(
         dir: dir.to_owned(),
         store,
         settings: (Arc::new(app::decode_rules(config)), app::batch_limits(config)),
+        traces: super::super::traces(),
     };
     let mut done = Done::default();
     let outcome = drain.run(args, &recovery, &mut done).await;
+    tokio::task::block_in_place(|| drain.traces.shutdown());
     if outcome.is_err() {
         done.notes.push("it ended early; what is told here is stored, say it again for the rest".into());
     }
@@ -122,13 +124,19 @@ struct Drain {
     dir: PathBuf,
     store: StoreSettings,
     settings: (Arc<crate::model::decode::DecodeRules>, crate::model::batch::BatchLimits),
+    traces: Traces,
 }
 
 impl Drain {
     async fn run(&self, args: &DrainArgs, recovery: &Recovery, done: &mut Done) -> anyhow::Result<()> {
         let mut session = self.store.connect(SessionPurpose::Operator).await?;
         self.publish(&mut session).await?;
-        let mut strays = Strays::new(Arc::clone(&self.spool), self.store.clone(), self.settings.clone());
+        let mut strays = Strays::new(
+            Arc::clone(&self.spool),
+            self.store.clone(),
+            self.settings.clone(),
+            self.traces.clone(),
+        );
         for held in self.with_spool(|spool| spool.held()) {
             done.topics.insert(held.key, held.topic);
         }

@@ -26,6 +26,7 @@ fn chunk(partition: i32, start: u64, gaps: &[u64], tail: u64) -> Arc<Chunk> {
         })
         .collect();
     Arc::new(Chunk {
+        polled: None,
         assignment: AssignmentId(1),
         source: Arc::new(TopicPartition { topic: "t".into(), partition: Partition(partition) }),
         start: at(start),

@@ -63,8 +63,34 @@ fn a_letter_is_the_record_with_our_headers_behind_its_own() {
             ("dlq.attempt", "1"),
             ("dlq.version", "1"),
             ("correlation_id", "00000000-0000-0000-0000-000000000005"),
+            // The one in front can't be read.
+            ("traceparent", "00-00000000000000000000000000000005-1cfd865cc0ee5659-01"),
         ],
     );
+}
+
+#[test]
+fn a_letter_names_its_records_trace_once() {
+    const NAMED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    let traces = |row: &DeadLetterRow, max_len_bytes| {
+        let texts = texts(&row.letter(LetterFormat::Raw, max_len_bytes).unwrap());
+        texts.into_iter().filter(|(key, _)| key == "traceparent").map(|(_, value)| value).collect::<Vec<_>>()
+    };
+    let padding = (b"padding".to_vec(), Some(vec![b'x'; 2000]));
+    let headers = vec![(b"traceparent".to_vec(), Some(NAMED.as_bytes().to_vec())), padding];
+    let named = DeadLetterRow { headers, correlation_id: Some(Uuid::from_u128(5)), ..row() };
+    assert_eq!(traces(&named, 10_000), [NAMED]);
+    // Its headers don't fit any more.
+    assert_eq!(traces(&named, 1_500), [NAMED]);
+    let unknown = DeadLetterRow { headers: Vec::new(), ..row() };
+    assert_eq!(traces(&unknown, 10_000), Vec::<String>::new());
+    let known = DeadLetterRow { correlation_id: Some(Uuid::from_u128(5)), ..unknown };
+    let own = traces(&known, 10_000);
+    assert!(own[0].starts_with("00-00000000000000000000000000000005-") && own[0].ends_with("-01"), "{own:?}");
+    assert_eq!(own, traces(&known, 10_000));
+    let mut next = known;
+    next.id.offset = next.id.offset.next();
+    assert_ne!(own, traces(&next, 10_000));
 }
 
 #[test]

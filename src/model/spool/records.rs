@@ -48,7 +48,7 @@ impl SpooledBatch {
         let source = TopicPartition { topic: line.topic, partition: line.key.partition };
         let (start, end) = (line.range.start(), line.range.end());
         let absent_after = line.absent_after;
-        Chunk { assignment, source: Arc::new(source), start, end, absent_after, records, arena }
+        Chunk { assignment, source: Arc::new(source), start, end, absent_after, records, polled: None, arena }
     }
 }
 

@@ -40,6 +40,7 @@ pub(crate) fn chunk_of(partition: i32, start: i64, records: &[Plain], absent_aft
         .collect();
     let next = records.last().map_or(start, |record| record.offset.next().as_i64());
     Chunk {
+        polled: None,
         assignment: AssignmentId(1),
         source: Arc::new(TopicPartition { topic: "audit.events".into(), partition: Partition(partition) }),
         start: at(start),

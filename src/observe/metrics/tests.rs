@@ -146,6 +146,7 @@ fn every_family_that_is_made_has_a_series_in_these_tests() {
         include_str!("../metrics.rs"),
         include_str!("partitions.rs"),
         include_str!("projections.rs"),
+        include_str!("spans.rs"),
         include_str!("spool.rs"),
     ];
     let is_name = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c == '_');

@@ -138,7 +138,12 @@ impl Pipeline {
         }
         let settings = (Arc::new(self.settings.rules.clone()), self.settings.limits);
         let work = StrayWork {
-            strays: Strays::new(Arc::clone(&outage.spool), self.settings.store.clone(), settings),
+            strays: Strays::new(
+                Arc::clone(&outage.spool),
+                self.settings.store.clone(),
+                settings,
+                self.traces.clone(),
+            ),
             gaps,
             candidates,
             properties: self.settings.source.properties.clone(),
