@@ -34,6 +34,9 @@
 {{- if and .Values.otel.variables (not .Values.otel.endpoint) -}}
 {{- fail "otel.variables is set, but otel.endpoint is empty: no spans would be sent" -}}
 {{- end -}}
+{{- if regexMatch "(?i)(password|secret|key\\.pem|jaas|token|oauthbearer\\.config)" (get .Values.settings "KAFKA_PROPERTIES" | default "") -}}
+{{- fail "settings.KAFKA_PROPERTIES holds what looks like a secret, and pods show their variables: use kafka.sasl.existingSecret and kafka.tls.client.existingSecret" -}}
+{{- end -}}
 {{- include "audit-consumer.checkSpool" . -}}
 {{- if .Values.autoscaling.enabled }}{{ include "audit-consumer.checkAutoscaling" . }}{{ end -}}
 {{- end -}}
