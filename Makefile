@@ -39,11 +39,11 @@ test: setup ## Run every test on a real Kafka and a real PostgreSQL
 test-unit: ## Run the tests that need neither Kafka nor PostgreSQL
 	cargo test --profile ci --all-features --locked --lib
 
-lint: ## Check format and lints, with warnings denied
+lint: ## Check format, lints (warnings denied), scripts, alerts and the Helm chart
 	cargo fmt --check
 	cargo clippy --profile ci --all-targets --all-features --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
-		shellcheck -x .ci/run $$(grep -lE '^#!.*\b(ba)?sh\b' deploy/local/* deploy/prometheus/* examples/*); \
+		shellcheck -x .ci/run $$(grep -lsE '^#!.*\b(ba)?sh\b' deploy/local/* deploy/prometheus/* deploy/helm/* examples/*); \
 	else \
 		echo "shellcheck is not installed: scripts were not checked" >&2; \
 	fi
@@ -52,6 +52,7 @@ lint: ## Check format and lints, with warnings denied
 	else \
 		echo "promtool is not installed: deploy/prometheus was not checked" >&2; \
 	fi
+	@deploy/helm/check
 
 bench: setup ## Compare with psql's \copy on this machine; writes target/reports/bench.json
 	@deploy/local/bench
