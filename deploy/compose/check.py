@@ -123,14 +123,21 @@ def check_grafana(services):
         complain(f"Grafana's home, {home}, is not there")
 
 
+def stop_at_problems():
+    for problem in problems:
+        print(f"compose: {problem}", file=sys.stderr)
+    if problems:
+        sys.exit(1)
+
+
 def main():
     services = json.loads(pathlib.Path(sys.argv[1]).read_text())["services"]
     check_services(services)
+    # What is mounted is read from here on.
+    stop_at_problems()
     check_prometheus(services, pathlib.Path(sys.argv[2]))
     check_grafana(services)
-    for problem in problems:
-        print(f"compose: {problem}", file=sys.stderr)
-    sys.exit(1 if problems else 0)
+    stop_at_problems()
 
 
 main()
