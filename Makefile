@@ -39,20 +39,23 @@ test: setup ## Run every test on a real Kafka and a real PostgreSQL
 test-unit: ## Run the tests that need neither Kafka nor PostgreSQL
 	cargo test --profile ci --all-features --locked --lib
 
-lint: ## Check format, lints (warnings denied), scripts, alerts and the Helm chart
+lint: ## Check format, lints (warnings denied), scripts and all that is in deploy/
 	cargo fmt --check
 	cargo clippy --profile ci --all-targets --all-features --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
-		shellcheck -x .ci/run $$(grep -lsE '^#!.*\b(ba)?sh\b' deploy/local/* deploy/prometheus/* deploy/helm/* examples/*); \
+		shellcheck -x .ci/run $$(grep -lsE '^#!.*\b(ba)?sh\b' deploy/compose/* deploy/helm/* deploy/image/* \
+			deploy/local/* deploy/prometheus/* examples/*); \
 	else \
 		echo "shellcheck is not installed: scripts were not checked" >&2; \
 	fi
 	@if command -v promtool >/dev/null; then \
-		deploy/prometheus/check; \
+		deploy/prometheus/check && deploy/compose/check; \
 	else \
-		echo "promtool is not installed: deploy/prometheus was not checked" >&2; \
+		echo "promtool is not installed: deploy/prometheus and deploy/compose were not checked" >&2; \
 	fi
 	@deploy/helm/check
+	@deploy/image/check
+	@$$(deploy/local/tools check-jsonschema) --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 bench: setup ## Compare with psql's \copy on this machine; writes target/reports/bench.json
 	@deploy/local/bench
