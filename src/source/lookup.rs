@@ -6,13 +6,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use uuid::Uuid;
 
 use super::describe::Describer;
 use super::{Description, OffsetReset};
+use crate::config::KafkaProperties;
+use crate::kafka::{self, Link};
 use crate::model::position::{Offset, Partition, TopicPartition};
 
 /// How long each question may take.
@@ -24,6 +25,9 @@ pub enum LookupError {
     /// No broker answered in time, or it refused: ask again later.
     #[error("kafka is unavailable: {0}")]
     Unavailable(#[source] KafkaError),
+    /// The brokers refuse our login, or we their certificate: an operator must act.
+    #[error("kafka keeps us out: {0}")]
+    KeptOut(String),
     /// librdkafka refuses the properties: an operator must act.
     #[error("kafka's properties are wrong: {0}")]
     Misconfigured(#[source] KafkaError),
@@ -39,7 +43,7 @@ pub enum LookupError {
 
 /// Asks Kafka; a consumer that belongs to no group and reads nothing.
 pub struct Lookup {
-    consumer: BaseConsumer<DefaultConsumerContext>,
+    consumer: BaseConsumer<Link>,
     describer: Describer,
 }
 
@@ -50,29 +54,35 @@ impl std::fmt::Debug for Lookup {
 }
 
 impl Lookup {
-    /// A lookup with librdkafka's `properties`, in order, as the daemon uses them: those of the group are left
+    /// A lookup with `properties` as the daemon uses them: those of the group are left
     /// out. Connects to nothing yet.
     ///
     /// # Errors
     /// [`LookupError::Misconfigured`].
-    pub fn new(properties: &[(String, String)]) -> Result<Self, LookupError> {
-        let mut config = ClientConfig::new();
-        for (name, value) in properties.iter().filter(|(name, _)| !name.starts_with("group.")) {
-            config.set(name, value);
-        }
-        let consumer = config
-            .create_with_context::<_, BaseConsumer<DefaultConsumerContext>>(DefaultConsumerContext)
+    pub fn new(properties: &KafkaProperties) -> Result<Self, LookupError> {
+        let mut properties = properties.clone();
+        properties.given.retain(|(name, _)| !name.starts_with("group."));
+        let consumer: BaseConsumer<Link> = kafka::client_config(&properties)
+            .and_then(|config| config.create_with_context(Link::new(&properties)))
             .map_err(LookupError::Misconfigured)?;
+        consumer.context().refresh(consumer.client());
         Ok(Self { consumer, describer: Describer::new(OffsetReset::Earliest) })
+    }
+
+    fn unavailable(&self, error: KafkaError) -> LookupError {
+        let link = self.consumer.context();
+        // What is read out of the queue are errors alone, as there is no group.
+        while self.consumer.poll(Duration::ZERO).is_some() {}
+        link.refusal().map_or(LookupError::Unavailable(error), LookupError::KeptOut)
     }
 
     /// The topics of the cluster with the number of their partitions, by name. Blocks for 5 s at most.
     ///
     /// # Errors
-    /// [`LookupError::Unavailable`].
+    /// [`LookupError::Unavailable`], [`LookupError::KeptOut`].
     pub fn topics(&self) -> Result<Vec<(String, usize)>, LookupError> {
         let metadata =
-            self.consumer.client().fetch_metadata(None, TIMEOUT).map_err(LookupError::Unavailable)?;
+            self.consumer.client().fetch_metadata(None, TIMEOUT).map_err(|error| self.unavailable(error))?;
         let mut topics: Vec<(String, usize)> =
             metadata.topics().iter().map(|topic| (topic.name().into(), topic.partitions().len())).collect();
         topics.sort_unstable();
@@ -120,7 +130,7 @@ impl Lookup {
             .consumer
             .client()
             .fetch_watermarks(topic, partition.0, TIMEOUT)
-            .map_err(LookupError::Unavailable)?;
+            .map_err(|error| self.unavailable(error))?;
         Offset::new(low).zip(Offset::new(high)).ok_or_else(|| LookupError::Undescribed {
             topic: topic.into(),
             reason: format!("the broker told negative watermarks of partition {partition}"),
