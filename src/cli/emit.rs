@@ -143,7 +143,8 @@ pub(super) fn run(args: &EmitArgs, config: &Config, out: &mut dyn Write) -> anyh
     let deliveries = producer.context();
     let delivered_count = deliveries.delivered_count.load(Ordering::Relaxed);
     if delivered_count < sent_count {
-        if let Some(why) = deliveries.link.refusal().filter(|_| delivered_count == 0) {
+        if let Some(refusal) = deliveries.link.take_refusal().filter(|_| delivered_count == 0) {
+            let why = deliveries.link.explain(refusal);
             bail!("no record was delivered to topic {}: kafka keeps us out: {why}", args.topic);
         }
         let error = deliveries.first_error.get().cloned().or(flushed.err());

@@ -7,9 +7,11 @@
 //!
 //! Never here: topics, groups, records.
 
+mod probe;
 mod refusal;
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rdkafka::ClientConfig;
@@ -18,8 +20,10 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, KafkaResult};
 
-use crate::config::{KafkaLogin, KafkaProperties, Secret, SecretFileError, TokenClaims};
+use crate::config::{KafkaLogin, KafkaProperties, Secret, SecretFile, SecretFileError, TokenClaims};
 use crate::native;
+
+pub(crate) use refusal::Refusal;
 
 /// librdkafka's configuration for a client that is made now.
 ///
@@ -45,6 +49,7 @@ pub(crate) fn client_config(properties: &KafkaProperties) -> KafkaResult<ClientC
 #[derive(Debug)]
 pub(crate) struct Link {
     login: KafkaLogin,
+    ca_file: Option<PathBuf>,
     state: Mutex<LinkState>,
 }
 
@@ -53,12 +58,17 @@ struct LinkState {
     /// The password or the token that librdkafka has.
     given: Option<Secret>,
     /// Why brokers, or our own files, keep us out.
-    refusal: Option<String>,
+    refusal: Option<Refusal>,
 }
 
 impl Link {
     pub(crate) fn new(properties: &KafkaProperties) -> Self {
-        Self { login: properties.login.clone(), state: Mutex::default() }
+        let ca_file = properties.given.iter().find(|(name, _)| name == "ssl.ca.location");
+        Self {
+            login: properties.login.clone(),
+            ca_file: ca_file.map(|(_, path)| PathBuf::from(path)),
+            state: Mutex::default(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, LinkState> {
@@ -73,18 +83,25 @@ impl Link {
                 let username = self.login.username.as_deref().unwrap_or_default();
                 self.replace(password, |password| native::set_password(client, username, password))
             }),
-            (None, Some(_)) => {
-                self.read_token().map_err(|error| error.to_string()).and_then(|(token, claims)| {
-                    self.replace(token, |token| {
-                        native::set_token(client, token, (&claims.principal, claims.expires_at_ms))
-                    })
-                })
-            }
+            (None, Some(file)) => self.replace_token(client, file).map_err(|error| error.to_string()),
             (None, None) => Ok(()),
         };
         if let Err(why) = outcome {
-            self.refused(why);
+            self.refused(Refusal { why, unverified: None });
         }
+    }
+
+    fn replace_token<C: ClientContext>(
+        &self,
+        client: &Client<C>,
+        file: &SecretFile,
+    ) -> Result<(), SecretFileError> {
+        let (token, claims) = read_token(file)?;
+        let claims = (claims.principal.as_str(), claims.expires_at_ms);
+        self.replace(token, |token| native::set_token(client, token, claims)).map_err(|words| {
+            let words = refusal::shortened(&words);
+            file.wrong(format!("librdkafka refuses the token; write a new one: {words}"))
+        })
     }
 
     fn replace(&self, secret: Secret, give: impl FnOnce(&str) -> Result<(), String>) -> Result<(), String> {
@@ -102,37 +119,36 @@ impl Link {
         Ok(())
     }
 
-    fn read_token(&self) -> Result<(Secret, TokenClaims), SecretFileError> {
-        let Some(file) = &self.login.token_file else { unreachable!("only with a token file") };
-        let token = file.read()?;
-        let claims = TokenClaims::read(token.reveal()).map_err(|reason| file.wrong(reason))?;
-        Ok((token, claims))
+    fn refused(&self, refusal: Refusal) {
+        self.state().refusal = Some(refusal);
     }
 
-    fn refused(&self, why: String) {
-        let mut state = self.state();
-        if state.refusal.as_ref() != Some(&why) {
-            tracing::debug!(why, "a kafka client is kept out");
-            state.refusal = Some(why);
-        }
+    /// Takes why brokers keep this client out; `None` while they do not, or for other reasons.
+    pub(crate) fn take_refusal(&self) -> Option<Refusal> {
+        self.state().refusal.take()
     }
 
-    /// Why brokers keep this client out, in words for an operator; `None` while they do not, or for other reasons.
-    pub(crate) fn refusal(&self) -> Option<String> {
-        self.state().refusal.clone()
+    /// A refusal in words for an operator. Looks at the certificate that was not accepted: blocks for some seconds at
+    /// most.
+    pub(crate) fn explain(&self, refusal: Refusal) -> String {
+        let unverified = refusal.unverified.as_deref().zip(self.ca_file.as_deref());
+        let fault = unverified.and_then(|(broker, ca_file)| probe::certificate_fault(broker, ca_file));
+        fault.unwrap_or(refusal.why)
     }
 
-    /// The brokers have answered.
-    pub(crate) fn let_in(&self) {
-        self.state().refusal = None;
-    }
-
-    /// Notes what the brokers have said meanwhile to a client whose queue nobody polls.
+    /// Notes what the brokers have said meanwhile to a client whose queue nobody polls. Throws away what else is in
+    /// the queue: not for a client that has records or delivery reports under way.
     pub(crate) fn catch_up<C: ClientContext>(&self, client: &Client<C>) {
         for (code, reason) in native::queued_errors(client) {
             self.error(KafkaError::Global(code), &reason);
         }
     }
+}
+
+fn read_token(file: &SecretFile) -> Result<(Secret, TokenClaims), SecretFileError> {
+    let token = file.read()?;
+    let claims = TokenClaims::read(token.reveal()).map_err(|reason| file.wrong(reason))?;
+    Ok((token, claims))
 }
 
 impl ClientContext for Link {
@@ -145,19 +161,19 @@ impl ClientContext for Link {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "kafka client");
-        if let Some(why) = error.rdkafka_error_code().and_then(|code| refusal::of(code, reason)) {
-            self.refused(why);
+        if let Some(refusal) = error.rdkafka_error_code().and_then(|code| refusal::of(code, reason)) {
+            self.refused(refusal);
         }
     }
 
     fn generate_oauth_token(&self, _config: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
-        let (token, claims) = self.read_token()?;
+        let file = self.login.token_file.as_ref().ok_or("KAFKA_SASL_TOKEN_FILE is not set")?;
+        let (token, claims) = read_token(file)?;
         let oauth = OAuthToken {
             token: token.reveal().to_owned(),
             principal_name: claims.principal,
             lifetime_ms: claims.expires_at_ms,
         };
-        self.state().given = Some(token);
         Ok(oauth)
     }
 }

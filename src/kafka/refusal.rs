@@ -34,8 +34,17 @@ const OWN_CERTIFICATE: &str = "the broker refuses our certificate: check KAFKA_S
 const LOGIN: &str = "check KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD, or the file they are in, or the token in \
     KAFKA_SASL_TOKEN_FILE";
 
-/// Why the broker keeps us out and what to look at; `None` when it only can't be reached.
-pub(super) fn of(code: RDKafkaErrorCode, reason: &str) -> Option<String> {
+/// Why a broker keeps us out, or we it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// librdkafka's words and what to look at.
+    pub(super) why: String,
+    /// The broker (`host:port`) whose certificate is not accepted, for whatever reason.
+    pub(super) unverified: Option<String>,
+}
+
+/// What an error says of a refused connection; `None` when the broker only can't be reached.
+pub(super) fn of(code: RDKafkaErrorCode, reason: &str) -> Option<Refusal> {
     let advice = ADVICE.iter().find(|(part, _)| reason.contains(part)).map(|(_, advice)| *advice);
     let advice = match code {
         RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed => {
@@ -46,15 +55,24 @@ pub(super) fn of(code: RDKafkaErrorCode, reason: &str) -> Option<String> {
         RDKafkaErrorCode::BrokerTransportFailure => advice?,
         _ => return None,
     };
-    Some(format!("{}; {advice}", shortened(reason)))
+    let unverified = if advice == CERTIFICATE { broker(reason) } else { None };
+    Some(Refusal { why: format!("{}; {advice}", shortened(reason)), unverified })
 }
 
-/// Without OpenSSL's own file and function, librdkafka's guess at the cause, and how long it took.
-fn shortened(reason: &str) -> &str {
-    let end = [": broker certificate could not be verified", " (after ", ": client SSL authentication"]
-        .iter()
-        .filter_map(|part| reason.find(part))
-        .min();
+/// The broker that librdkafka names first: `ssl://host:port/bootstrap: ..`.
+fn broker(reason: &str) -> Option<String> {
+    let (_, rest) = reason.split_once("ssl://")?;
+    let end = rest.find('/').or_else(|| rest.find(": "))?;
+    rest.get(..end).map(str::to_owned)
+}
+
+/// Without librdkafka's guess at the cause, and without times, which make the same words new ones.
+pub(super) fn shortened(reason: &str) -> &str {
+    let end =
+        [": broker certificate could not be verified", " (after ", ": client SSL authentication", ": now="]
+            .iter()
+            .filter_map(|part| reason.find(part))
+            .min();
     end.and_then(|end| reason.get(..end)).unwrap_or(reason).trim_end_matches([':', ' '])
 }
 
@@ -65,7 +83,18 @@ mod tests {
     #[track_caller]
     fn check(code: RDKafkaErrorCode, reason: &str, expect: &str) {
         let found = of(code, reason);
-        assert!(found.as_ref().is_some_and(|found| found.contains(expect)), "{found:?}");
+        assert!(found.as_ref().is_some_and(|found| found.why.contains(expect)), "{found:?}");
+    }
+
+    #[test]
+    fn the_broker_with_the_certificate_is_named() {
+        let of = |reason| of(RDKafkaErrorCode::SSL, reason).and_then(|refusal| refusal.unverified);
+        assert_eq!(
+            of("ssl://b.example:93/bootstrap: SSL handshake failed: certificate verify failed"),
+            Some("b.example:93".into())
+        );
+        assert_eq!(of("sasl_ssl://b:93/1: certificate verify failed"), Some("b:93".into()));
+        assert_eq!(of("ssl://b:93/1: alert certificate required"), None);
     }
 
     #[test]

@@ -169,8 +169,10 @@ impl OutletError {
 
     /// The same, or, where the client knows that brokers keep it out, that.
     fn because_of(self, link: &Link) -> Self {
-        match (self, link.refusal()) {
-            (Self::Unavailable { step, source }, Some(advice)) => Self::Refused { step, advice, source },
+        match (self, link.take_refusal()) {
+            (Self::Unavailable { step, source }, Some(refusal)) => {
+                Self::Refused { step, advice: link.explain(refusal), source }
+            }
             (other, _) => other,
         }
     }

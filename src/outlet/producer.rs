@@ -170,7 +170,7 @@ impl Producer {
             .map_err(|error| OutletError::of(STEP, error))?;
         producer.context().link.refresh(producer.client());
         producer.init_transactions(INIT_TIMEOUT).map_err(|error| {
-            producer.poll(Duration::ZERO);
+            producer.context().link.catch_up(producer.client());
             OutletError::of(STEP, error).because_of(&producer.context().link)
         })?;
         let mut config = settings.client(STEP)?;

@@ -224,8 +224,8 @@ fn watermarks(consumer: &BaseConsumer<Link>, topic: &str, partition: i32) -> Res
     const STEP: &str = "look the topic's ends up";
     consumer.context().refresh(consumer.client());
     let (low, high) = consumer.fetch_watermarks(topic, partition, TIMEOUT).map_err(|error| {
-        // Nothing is assigned while ends are looked up, so that only errors wait here.
-        while consumer.poll(Duration::ZERO).is_some() {}
+        // Nothing is assigned while ends are looked up: no record waits in the queue.
+        consumer.context().catch_up(consumer.client());
         OutletError::of(STEP, error).because_of(consumer.context())
     })?;
     let extent = Offset::new(low).zip(Offset::new(high)).map(|(low, high)| Extent { low, high });

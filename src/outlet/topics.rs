@@ -77,7 +77,6 @@ impl Topics {
                 OutletError::of(STEP, error).because_of(client.context())
             })?,
         };
-        client.context().let_in();
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
             return Ok(None);
         };

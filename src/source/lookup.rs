@@ -71,9 +71,9 @@ impl Lookup {
 
     fn unavailable(&self, error: KafkaError) -> LookupError {
         let link = self.consumer.context();
-        // What is read out of the queue are errors alone, as there is no group.
-        while self.consumer.poll(Duration::ZERO).is_some() {}
-        link.refusal().map_or(LookupError::Unavailable(error), LookupError::KeptOut)
+        link.catch_up(self.consumer.client());
+        let refusal = link.take_refusal();
+        refusal.map_or(LookupError::Unavailable(error), |refusal| LookupError::KeptOut(link.explain(refusal)))
     }
 
     /// The topics of the cluster with the number of their partitions, by name. Blocks for 5 s at most.

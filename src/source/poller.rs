@@ -18,7 +18,7 @@ use super::context::Context;
 use super::gate::{GATE_COUNT, Gate};
 use super::slots::{Appended, Slot};
 use super::{LaneQueues, SourceCommand, SourceEvent, SourceSettings};
-use crate::kafka::{self, Link};
+use crate::kafka::{self, Link, Refusal};
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::native::{self, TopicId};
@@ -155,7 +155,7 @@ struct Poller {
     /// The error that was logged last, and when.
     said: Option<(RDKafkaErrorCode, Instant)>,
     /// Why brokers keep us out, as it was logged last, and when.
-    refusal: Option<(String, Instant)>,
+    refusal: Option<(Refusal, Instant)>,
     clock: Clock,
 }
 
@@ -354,6 +354,7 @@ impl Poller {
         }
         self.looked_at = now;
         self.consumer.context().link.refresh(self.consumer.client());
+        self.say_refusal();
         if let Some((code, reason)) = self.consumer.client().fatal_error() {
             self.tell(SourceEvent::Failed(format!("{code}: {reason}")));
             return true;
@@ -445,22 +446,18 @@ impl Poller {
         }
     }
 
-    /// Says why brokers keep us out: once, and again every minute while they do. librdkafka goes on trying.
+    /// Says why brokers keep us out, or why we can't log in: once, and again every minute. librdkafka goes on trying.
     fn say_refusal(&mut self) {
         let link = &self.consumer.context().link;
-        let Some(why) = link.refusal() else { return };
-        link.let_in();
+        let Some(refusal) = link.take_refusal() else { return };
         let now = self.clock.monotonic();
-        let is_repeated = self
-            .refusal
-            .as_ref()
-            .is_some_and(|(said, at)| *said == why && now.saturating_duration_since(*at) < SAY_AGAIN_AFTER);
+        let is_repeated = self.refusal.as_ref().is_some_and(|(said, at)| {
+            *said == refusal && now.saturating_duration_since(*at) < SAY_AGAIN_AFTER
+        });
         if !is_repeated {
-            tracing::error!(
-                why,
-                "kafka keeps us out; nothing is read until this is mended, and we go on trying"
-            );
-            self.refusal = Some((why, now));
+            self.refusal = Some((refusal.clone(), now));
+            let why = link.explain(refusal);
+            tracing::error!(why, "connections to kafka fail until this is mended; we go on trying");
         }
     }
 

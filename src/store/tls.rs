@@ -5,9 +5,9 @@ use std::io::ErrorKind;
 /// What to look at, by a part of what rustls says; the first that fits.
 const ADVICE: &[(&str, &str)] = &[
     ("UnknownIssuer", "no authority in PGSSLROOTCERT has signed the server's certificate"),
-    ("NotValidForName", "the server's certificate is for another host name than the URL's"),
-    ("Expired", "the server's certificate has expired, or the clock here is wrong: renew it"),
-    ("NotValidYet", "the server's certificate is not valid yet, or the clock here is wrong"),
+    ("not valid for name", "the server's certificate is for another host name than the URL's"),
+    ("certificate expired", "the server's certificate has expired, or the clock here is wrong: renew it"),
+    ("not valid yet", "the server's certificate is not valid yet, or the clock here is wrong"),
     ("received fatal alert", "the server refuses our certificate: check PGSSLCERT and PGSSLKEY"),
     ("does not support TLS", "the server speaks no TLS (ssl = off), and PGSSLMODE asks for it"),
 ];
