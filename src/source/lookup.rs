@@ -70,10 +70,14 @@ impl Lookup {
     }
 
     fn unavailable(&self, error: KafkaError) -> LookupError {
+        self.kept_out().unwrap_or(LookupError::Unavailable(error))
+    }
+
+    /// Whether that is why a question had no answer.
+    fn kept_out(&self) -> Option<LookupError> {
         let link = self.consumer.context();
         link.catch_up(self.consumer.client());
-        let refusal = link.take_refusal();
-        refusal.map_or(LookupError::Unavailable(error), |refusal| LookupError::KeptOut(link.explain(refusal)))
+        link.take_refusal().map(|refusal| LookupError::KeptOut(link.explain(refusal)))
     }
 
     /// The topics of the cluster with the number of their partitions, by name. Blocks for 5 s at most.
@@ -92,13 +96,16 @@ impl Lookup {
     /// The cluster's id and the topic's id. Blocks for 15 s at most.
     ///
     /// # Errors
-    /// [`LookupError::Undescribed`].
+    /// [`LookupError::Undescribed`], [`LookupError::KeptOut`].
     pub fn describe(&mut self, topic: &str) -> Result<(Arc<str>, Uuid), LookupError> {
         // Every topic has a partition 0.
         let first = self.describe_partitions(topic, &[Partition(0)]).into_iter().next();
         match first {
             Some((_, Ok(description))) => Ok((description.cluster_id, description.topic_id)),
-            Some((_, Err(reason))) => Err(LookupError::Undescribed { topic: topic.into(), reason }),
+            Some((_, Err(reason))) => {
+                let undescribed = LookupError::Undescribed { topic: topic.into(), reason };
+                Err(self.kept_out().unwrap_or(undescribed))
+            }
             None => Err(LookupError::Undescribed { topic: topic.into(), reason: "nothing was said".into() }),
         }
     }
@@ -115,6 +122,7 @@ impl Lookup {
             .iter()
             .map(|&partition| Arc::new(TopicPartition { topic: Arc::clone(&topic), partition }))
             .collect();
+        self.consumer.context().refresh(self.consumer.client());
         let described = self.describer.describe(&self.consumer, &sources);
         described.into_iter().map(|(source, description)| (source.partition, description)).collect()
     }
