@@ -29,13 +29,10 @@ use crate::store::StoreSettings;
 const PROJECTOR_PATIENCE: Duration = Duration::from_secs(2);
 
 /// PostgreSQL as `config` says, under an instance id of this process.
-///
-/// # Errors
-/// When the URL can't be read.
-pub fn store_settings(config: &Config) -> anyhow::Result<StoreSettings> {
+#[must_use]
+pub fn store_settings(config: &Config) -> StoreSettings {
     let timeouts = (config.database.statement_timeout, config.database.lock_timeout);
-    StoreSettings::new(config.database.url.reveal(), &config.kafka.group, Uuid::new_v4(), timeouts)
-        .context("read DATABASE_URL")
+    StoreSettings::new(config.database.target.clone(), &config.kafka.group, Uuid::new_v4(), timeouts)
 }
 
 /// Kafka for dead letters, as `config` says.
@@ -230,7 +227,7 @@ pub async fn run(config: &Config, recent: RecentLines) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     // A file that may not grow (RLIMIT_FSIZE) is an error of the write, which the spool knows, and not our end.
     let _file_size = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).context("listen for SIGXFSZ")?;
-    let mut store = store_settings(config)?;
+    let mut store = store_settings(config);
     // Before the spool, whose directory is inside by default.
     let home = open_home(config)?;
     let spool = start_spool(config, &mut store, &board)?;

@@ -12,17 +12,19 @@
 //! | --- | --- |
 //! | 0 | [`model`] |
 //! | 1 | [`config`], `failpoint`, `native`, [`observe`] |
-//! | 2 | [`outlet`], [`source`], [`spool`], [`store`] |
-//! | 3 | [`pipeline`], [`projector`], [`relay`] |
-//! | 4 | [`http`] |
-//! | 5 | [`app`] |
-//! | 6 | [`cli`] |
+//! | 2 | `kafka` |
+//! | 3 | [`outlet`], [`source`], [`spool`], [`store`] |
+//! | 4 | [`pipeline`], [`projector`], [`relay`] |
+//! | 5 | [`http`] |
+//! | 6 | [`app`] |
+//! | 7 | [`cli`] |
 
 pub mod app;
 pub mod cli;
 pub mod config;
 mod failpoint;
 pub mod http;
+mod kafka;
 pub mod model;
 mod native;
 pub mod observe;

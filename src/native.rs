@@ -1,6 +1,6 @@
-//! The three things that rdkafka's safe interface does not give: a topic's id, the end of a partition as last
-//! fetched, and headers whose keys are any bytes (the safe accessor panics on one that is not UTF-8), to read and
-//! to send.
+//! What rdkafka's safe interface does not give: a topic's id, the end of a partition as last fetched, headers whose
+//! keys are any bytes (the safe accessor panics on one that is not UTF-8), to read and to send, another password or
+//! token for a client that lives, and the errors of a client whose queue nobody polls.
 //!
 //! The one module with `unsafe` code. Each block names what librdkafka (rdkafka.h, 2.12) promises for it.
 #![expect(unsafe_code, reason = "librdkafka functions that rdkafka does not wrap; see the module's text")]
@@ -10,7 +10,9 @@ use std::ptr;
 use std::time::Duration;
 
 use rdkafka::bindings as rd;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, OwnedHeaders};
 use uuid::Uuid;
 
@@ -215,4 +217,90 @@ pub(crate) fn add_header(headers: OwnedHeaders, key: &[u8], value: Option<&[u8]>
         );
     }
     headers
+}
+
+/// Gives `client` another password for PLAIN and SCRAM, for its next connections; those that are open stay so.
+///
+/// # Errors
+/// librdkafka's words.
+pub(crate) fn set_password<C: ClientContext>(
+    client: &Client<C>,
+    username: &str,
+    password: &str,
+) -> Result<(), String> {
+    let (username, password) = (c_text(username)?, c_text(password)?);
+    // SAFETY: the client lives; both texts are terminated and copied ("sets or resets .. username and password").
+    // A non-null answer is an error of ours to destroy, once, after its text was copied.
+    unsafe {
+        let error =
+            rd::rd_kafka_sasl_set_credentials(client.native_ptr(), username.as_ptr(), password.as_ptr());
+        if error.is_null() {
+            return Ok(());
+        }
+        let words = text(rd::rd_kafka_error_string(error));
+        rd::rd_kafka_error_destroy(error);
+        Err(words)
+    }
+}
+
+/// Gives `client` a token for OAUTHBEARER, with whom it is for and when it expires, in milliseconds since 1970.
+///
+/// # Errors
+/// librdkafka's words, such as for one that has expired.
+pub(crate) fn set_token<C: ClientContext>(
+    client: &Client<C>,
+    token: &str,
+    (principal, expires_at_ms): (&str, i64),
+) -> Result<(), String> {
+    let (token, principal) = (c_text(token)?, c_text(principal)?);
+    let mut words: [c_char; 512] = [0; 512];
+    // SAFETY: the client lives; the texts are terminated and copied; there are no extensions; the buffer for words is
+    // ours, its length is given, and librdkafka terminates what it writes there.
+    unsafe {
+        let code = rd::rd_kafka_oauthbearer_set_token(
+            client.native_ptr(),
+            token.as_ptr(),
+            expires_at_ms,
+            principal.as_ptr(),
+            ptr::null_mut(),
+            0,
+            words.as_mut_ptr(),
+            words.len(),
+        );
+        if code == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            Ok(())
+        } else {
+            Err(text(words.as_ptr()))
+        }
+    }
+}
+
+/// Takes what waits in the main queue of a client that nobody polls, and returns the errors in it: code and words.
+/// Everything else there is thrown away.
+pub(crate) fn queued_errors<C: ClientContext>(client: &Client<C>) -> Vec<(RDKafkaErrorCode, String)> {
+    /// A queue that is filled while we read must not hold us.
+    const EVENT_MAX_COUNT: usize = 1_000;
+    let mut errors = Vec::new();
+    // SAFETY: the client lives; get_main gives a reference that is ours to destroy, once; a non-null event is ours
+    // until it is destroyed, and all that is read from it is copied before.
+    unsafe {
+        let queue = rd::rd_kafka_queue_get_main(client.native_ptr());
+        for _ in 0..EVENT_MAX_COUNT {
+            let event = rd::rd_kafka_queue_poll(queue, 0);
+            if event.is_null() {
+                break;
+            }
+            if rd::rd_kafka_event_type(event) == rd::RD_KAFKA_EVENT_ERROR {
+                let code = RDKafkaErrorCode::from(rd::rd_kafka_event_error(event));
+                errors.push((code, text(rd::rd_kafka_event_error_string(event))));
+            }
+            rd::rd_kafka_event_destroy(event);
+        }
+        rd::rd_kafka_queue_destroy(queue);
+    }
+    errors
+}
+
+fn c_text(text: &str) -> Result<CString, String> {
+    CString::new(text).map_err(|_nul| "a NUL byte in a user name, password or token".to_owned())
 }

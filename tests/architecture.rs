@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const ROWS: &[&[&str]] = &[
     &["model"],
     &["config", "failpoint", "native", "observe"],
+    &["kafka"],
     &["outlet", "source", "spool", "store"],
     &["pipeline", "projector", "relay"],
     &["http"],

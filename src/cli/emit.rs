@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use rdkafka::ClientConfig;
-use rdkafka::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::ExitStatus;
 use super::table::with_thousands;
 use crate::config::Config;
+use crate::kafka::{self, Link};
 use crate::model::position::{Offset, Partition};
 use crate::model::sample::{SamplePlan, SampleTotals};
 use crate::model::trace::{SpanId, TRACEPARENT, TraceContext, TraceId, traceparent};
@@ -68,8 +69,9 @@ pub(super) struct EmitArgs {
 }
 
 /// Counts deliveries; the first error is kept.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Deliveries {
+    link: Link,
     delivered_count: AtomicU64,
     failed_count: AtomicU64,
     keeps_places: bool,
@@ -87,7 +89,36 @@ struct Sent {
     began: SystemTime,
 }
 
-impl ClientContext for Deliveries {}
+impl Deliveries {
+    fn new(link: Link, keeps_places: bool) -> Self {
+        Self {
+            link,
+            delivered_count: AtomicU64::default(),
+            failed_count: AtomicU64::default(),
+            keeps_places,
+            places: std::sync::Mutex::default(),
+            first_error: std::sync::OnceLock::default(),
+            traces: super::traces(),
+            clock: Clock,
+        }
+    }
+}
+
+impl ClientContext for Deliveries {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, log_message: &str) {
+        self.link.log(level, fac, log_message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.link.error(error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.link.generate_oauth_token(config)
+    }
+}
 
 impl ProducerContext for Deliveries {
     type DeliveryOpaque = Box<Sent>;
@@ -168,6 +199,10 @@ pub(super) fn run(args: &EmitArgs, config: &Config, out: &mut dyn Write) -> anyh
     let deliveries = producer.context();
     let delivered_count = deliveries.delivered_count.load(Ordering::Relaxed);
     if delivered_count < sent_count {
+        if let Some(refusal) = deliveries.link.take_refusal().filter(|_| delivered_count == 0) {
+            let why = deliveries.link.explain(refusal);
+            bail!("no record was delivered to topic {}: kafka keeps us out: {why}", args.topic);
+        }
         let error = deliveries.first_error.get().cloned().or(flushed.err());
         let reason = error.map_or_else(|| "not acknowledged in time".into(), |error| error.to_string());
         bail!(
@@ -183,10 +218,8 @@ pub(super) fn run(args: &EmitArgs, config: &Config, out: &mut dyn Write) -> anyh
 }
 
 fn producer(args: &EmitArgs, config: &Config) -> Result<Sender, KafkaError> {
-    let mut client = ClientConfig::new();
-    for (key, value) in config.kafka.connection_properties() {
-        client.set(key, value);
-    }
+    let properties = config.kafka.connection_properties();
+    let mut client = kafka::client_config(&properties)?;
     client
         .set("client.id", "audit-consumer-emit")
         .set("acks", "all")
@@ -196,7 +229,10 @@ fn producer(args: &EmitArgs, config: &Config) -> Result<Sender, KafkaError> {
         .set("queue.buffering.max.messages", "200000")
         .set("linger.ms", "5");
     let keeps_places = args.verbose || args.generate.is_none();
-    client.create_with_context(Deliveries { keeps_places, traces: super::traces(), ..Deliveries::default() })
+    let link = Link::new(&properties);
+    let producer: Sender = client.create_with_context(Deliveries::new(link, keeps_places))?;
+    producer.context().link.refresh(producer.client());
+    Ok(producer)
 }
 
 /// Sends one record, with which its trace begins; waits while the producer's queue is full. Its key is its correlation id.

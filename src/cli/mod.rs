@@ -162,11 +162,11 @@ async fn execute(command: Command, config: &Config, recent: RecentLines) -> anyh
         Command::Run => app::run(config, recent).await.map(|()| ExitStatus::Success),
         Command::Migrate(args) => {
             let interval = config.database.partition_interval;
-            migrate::run(&args, &app::store_settings(config)?, interval, &mut out).await
+            migrate::run(&args, &app::store_settings(config), interval, &mut out).await
         }
         Command::Import(args) => {
             let settings = import::ImportSettings {
-                store: app::store_settings(config)?,
+                store: app::store_settings(config),
                 rules: app::decode_rules(config),
                 limits: app::batch_limits(config),
                 work_deadline: config.database.statement_timeout + import::WORK_MARGIN,
@@ -177,25 +177,25 @@ async fn execute(command: Command, config: &Config, recent: RecentLines) -> anyh
         Command::Emit(args) => tokio::task::block_in_place(|| emit::run(&args, config, &mut out)),
         Command::Healthcheck => healthcheck::run(config).await,
         Command::Offsets(command) => {
-            let store = app::store_settings(config)?;
+            let store = app::store_settings(config);
             offsets::run(&command, &store, &config.kafka.connection_properties(), &mut out).await
         }
         Command::Dlq(command) => {
-            let store = app::store_settings(config)?;
+            let store = app::store_settings(config);
             dlq::run(&command, &store, &app::outlet_settings(config), &mut out).await
         }
         Command::Spool(command) => spool::run(&command, config, &mut out).await,
         Command::Export(args) => {
-            let store = app::store_settings(config)?;
+            let store = app::store_settings(config);
             export::run(&args, &store, &config.projection, &mut out).await
         }
         Command::Projections(command) => {
-            projections::run(&command, &app::store_settings(config)?, &mut out).await
+            projections::run(&command, &app::store_settings(config), &mut out).await
         }
-        Command::Trust(args) => trust::run(&args, &app::store_settings(config)?, &mut out).await,
-        Command::Sources(command) => sources::run(&command, &app::store_settings(config)?, &mut out).await,
+        Command::Trust(args) => trust::run(&args, &app::store_settings(config), &mut out).await,
+        Command::Sources(command) => sources::run(&command, &app::store_settings(config), &mut out).await,
         Command::Verify(args) => {
-            let store = app::store_settings(config)?;
+            let store = app::store_settings(config);
             let kafka = config.kafka.connection_properties();
             let spool_dir = config.spool.as_ref().map(|spool| spool.dir.as_path());
             verify::run(&args, &store, (&kafka, spool_dir, &config.process.log_dir), &mut out).await
@@ -235,7 +235,9 @@ fn describe(error: &anyhow::Error) -> String {
 /// What to do about an error of PostgreSQL.
 fn advice(error: &StoreError) -> Option<&'static str> {
     Some(match error.sqlstate()? {
-        "28P01" | "28000" => "check user and password in DATABASE_URL",
+        "28P01" | "28000" => {
+            "check user and password in DATABASE_URL or DATABASE_URL_FILE, and the certificate in PGSSLCERT where it asks for one"
+        }
         "3D000" => "create the database, or name another one in DATABASE_URL",
         "42P01" | "42703" | "3F000" | "42883" => "run `audit-consumer migrate`",
         "42501" => {

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::ExitStatus;
 use super::table::{Cell, Table, with_thousands};
 use super::verify::watermarks;
+use crate::config::KafkaProperties;
 use crate::model::position::{Offset, Partition, StreamPartition, is_import};
 use crate::source::{Lookup, LookupError};
 use crate::store::{
@@ -84,7 +85,7 @@ pub struct DeclareGapArgs {
 #[derive(Debug, Clone, Copy)]
 struct Edges<'a> {
     store: &'a StoreSettings,
-    kafka_properties: &'a [(String, String)],
+    kafka_properties: &'a KafkaProperties,
 }
 
 /// Runs `command` for the group of `store` and writes what was done to `out`. [`ExitStatus::Refused`] when
@@ -95,7 +96,7 @@ struct Edges<'a> {
 pub async fn run(
     command: &OffsetsCommand,
     store: &StoreSettings,
-    kafka_properties: &[(String, String)],
+    kafka_properties: &KafkaProperties,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
     let edges = Edges { store, kafka_properties };
@@ -319,7 +320,7 @@ impl Edges<'_> {
         &self,
         question: impl FnOnce(&mut Lookup) -> Result<T, LookupError> + Send + 'static,
     ) -> anyhow::Result<Result<T, LookupError>> {
-        let properties = self.kafka_properties.to_vec();
+        let properties = self.kafka_properties.clone();
         tokio::task::spawn_blocking(move || {
             Lookup::new(&properties).and_then(|mut lookup| question(&mut lookup))
         })

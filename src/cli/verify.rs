@@ -15,6 +15,7 @@ use self::projections::Projections;
 use self::spool::SpoolView;
 use super::ExitStatus;
 use super::table::{Cell, Table, with_thousands};
+use crate::config::KafkaProperties;
 use crate::model::position::{Offset, Partition, StreamId, StreamPartition, is_import};
 use crate::outlet::OutletSettings;
 use crate::source::Lookup;
@@ -67,7 +68,7 @@ struct Report {
 }
 
 /// What the account is compared with: Kafka by its properties, `SPOOL_DIR` unless there is none, `LOG_DIR`.
-pub type Edges<'a> = (&'a [(String, String)], Option<&'a Path>, &'a Path);
+pub type Edges<'a> = (&'a KafkaProperties, Option<&'a Path>, &'a Path);
 
 /// Verifies the account and writes it to `out`. [`ExitStatus::Findings`] when it does not hold,
 /// [`ExitStatus::Unreachable`] when PostgreSQL can't tell or has nothing in scope; Kafka's silence is only noted.
@@ -129,13 +130,13 @@ async fn report(
     let kafka = if args.no_kafka {
         KafkaAnswer::NotAsked
     } else {
-        let (properties, sources) = (kafka_properties.to_vec(), sources_of(&account));
+        let (properties, sources) = (kafka_properties.clone(), sources_of(&account));
         tokio::task::spawn_blocking(move || ask_kafka(&properties, &sources)).await?
     };
     let letters = if args.no_kafka || matches!(kafka, KafkaAnswer::Silent(_)) {
         Letters::default()
     } else {
-        let outlet = OutletSettings::new(kafka_properties.to_vec(), &store.group);
+        let outlet = OutletSettings::new(kafka_properties.clone(), &store.group);
         match Letters::compare(&account, store, &outlet).await? {
             Ok(letters) => letters,
             Err(error) => return Ok(Err(error)),
@@ -189,7 +190,7 @@ fn sources_of(account: &Account) -> BTreeMap<String, HashSet<StreamPartition>> {
 }
 
 fn ask_kafka(
-    properties: &[(String, String)],
+    properties: &KafkaProperties,
     sources: &BTreeMap<String, HashSet<StreamPartition>>,
 ) -> KafkaAnswer {
     let asked = Lookup::new(properties).and_then(|lookup| Ok((lookup.topics()?, lookup)));

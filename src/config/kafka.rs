@@ -3,7 +3,13 @@
 use std::time::Duration;
 
 use super::Settings;
-use super::parse::{HIDDEN, Reader, given_or, is_unset};
+use super::parse::{Reader, given_or, is_unset};
+use super::secret::HIDDEN;
+
+mod security;
+
+pub use security::KafkaLogin;
+use security::KafkaSecurity;
 
 /// Which topics to consume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +45,7 @@ pub struct KafkaConfig {
     uses_consumer_protocol: bool,
     instance_id: Option<String>,
     session_timeout: Duration,
+    security: KafkaSecurity,
     user_properties: Vec<(String, String)>,
 }
 
@@ -51,6 +58,22 @@ impl std::fmt::Debug for KafkaConfig {
             .field("group", &self.group)
             .field("user_properties", &names)
             .finish_non_exhaustive()
+    }
+}
+
+/// What a Kafka client is made with: librdkafka's properties, in order, and what is read from files.
+#[derive(Clone)]
+pub struct KafkaProperties {
+    /// The properties, secrets that were given as values among them.
+    pub given: Vec<(String, String)>,
+    /// The secrets in files.
+    pub login: KafkaLogin,
+}
+
+impl std::fmt::Debug for KafkaProperties {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.given.iter().map(|(key, _)| key.as_str()).collect();
+        f.debug_struct("KafkaProperties").field("given", &names).field("login", &self.login).finish()
     }
 }
 
@@ -78,6 +101,15 @@ const REFUSED: &[(&str, &str)] = &[
     ("max.poll.interval.ms", "the poll loop never stops for longer than it allows"),
     ("bootstrap.servers", "set KAFKA_BROKERS"),
     ("metadata.broker.list", "set KAFKA_BROKERS"),
+    ("security.protocol", "set KAFKA_SECURITY_PROTOCOL"),
+    ("sasl.mechanism", "set KAFKA_SASL_MECHANISM"),
+    ("sasl.mechanisms", "set KAFKA_SASL_MECHANISM"),
+    ("sasl.username", "set KAFKA_SASL_USERNAME"),
+    ("sasl.password", "set KAFKA_SASL_PASSWORD or KAFKA_SASL_PASSWORD_FILE"),
+    ("ssl.ca.location", "set KAFKA_SSL_CA_FILE"),
+    ("ssl.certificate.location", "set KAFKA_SSL_CERTIFICATE_FILE"),
+    ("ssl.key.location", "set KAFKA_SSL_KEY_FILE"),
+    ("ssl.key.password", "set KAFKA_SSL_KEY_PASSWORD_FILE"),
     ("allow.auto.create.topics", "a missing topic must be seen, not made"),
     ("enable.idempotence", "the producers set it themselves"),
     ("transactional.id", "the producers set it themselves"),
@@ -91,9 +123,9 @@ const REFUSED: &[(&str, &str)] = &[
 const SECRET_PARTS: &[&str] = &["password", "secret", "key.pem", "jaas", "token", "sasl.oauthbearer.config"];
 
 impl KafkaConfig {
-    /// librdkafka's properties for the consumer, in order; ours first, then `KAFKA_PROPERTIES`.
+    /// What the consumer is made with; ours first, then `KAFKA_PROPERTIES`.
     #[must_use]
-    pub fn consumer_properties(&self) -> Vec<(String, String)> {
+    pub fn consumer_properties(&self) -> KafkaProperties {
         let session_ms = self.session_timeout.as_millis();
         let heartbeat_ms = (session_ms / 3).min(3_000);
         let mut properties: Vec<(&str, String)> = vec![
@@ -129,18 +161,21 @@ impl KafkaConfig {
             properties.push(("group.instance.id", instance_id.clone()));
         }
         let ours = properties.into_iter().map(|(key, value)| (key.to_owned(), value));
-        self.client_properties().into_iter().chain(ours).chain(self.user_properties.iter().cloned()).collect()
+        let given =
+            self.client_properties().into_iter().chain(ours).chain(self.user_properties.iter().cloned());
+        KafkaProperties { given: given.collect(), login: self.security.login.clone() }
     }
 
-    /// librdkafka's properties that any client needs: brokers, and what `KAFKA_PROPERTIES` says of security.
+    /// What any client needs: brokers, logins, and what `KAFKA_PROPERTIES` says of connections.
     #[must_use]
-    pub fn connection_properties(&self) -> Vec<(String, String)> {
+    pub fn connection_properties(&self) -> KafkaProperties {
         let security = self.user_properties.iter().filter(|(key, _)| {
             ["security.", "ssl.", "sasl.", "enable.ssl.", "socket.", "broker.address."]
                 .iter()
                 .any(|prefix| key.starts_with(prefix))
         });
-        self.client_properties().into_iter().chain(security.cloned()).collect()
+        let given = self.client_properties().into_iter().chain(security.cloned());
+        KafkaProperties { given: given.collect(), login: self.security.login.clone() }
     }
 
     fn client_properties(&self) -> Vec<(String, String)> {
@@ -151,7 +186,9 @@ impl KafkaConfig {
             ("reconnect.backoff.max.ms", "1000"),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .to_vec()
+        .into_iter()
+        .chain(self.security.properties.iter().cloned())
+        .collect()
     }
 }
 
@@ -183,6 +220,7 @@ pub(super) fn read(settings: &Settings, reader: &mut Reader) -> KafkaConfig {
             "10000",
             1_000..=3_600_000,
         ),
+        security: security::read(settings, reader),
         user_properties: user_properties(&settings.kafka_properties, reader),
     }
 }

@@ -4,19 +4,24 @@
 //! Every setting is an environment variable and a flag of the same name in kebab case; the flag wins. An empty
 //! variable counts as not set. A wrong value gives one line with the variable, the value and what is accepted.
 
+mod database;
 mod kafka;
 mod parse;
 mod projection;
+mod secret;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 mod settings;
+mod token;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use kafka::{KafkaConfig, TopicSelection};
-pub use parse::Secret;
+pub use database::{DatabaseTarget, DatabaseTargetError};
+pub use kafka::{KafkaConfig, KafkaLogin, KafkaProperties, TopicSelection};
 pub use projection::DayFileConfig;
+pub use secret::{Secret, SecretFile, SecretFileError};
 pub use settings::Settings;
+pub use token::TokenClaims;
 
 use crate::model::breaker::BreakerRule;
 use crate::model::dead_letter::LetterFormat;
@@ -79,8 +84,8 @@ pub struct Config {
 /// How to reach and use PostgreSQL.
 #[derive(Debug, Clone)]
 pub struct DatabaseConfig {
-    /// `DATABASE_URL`.
-    pub url: Secret,
+    /// `DATABASE_URL` or `DATABASE_URL_FILE`, with `PGSSLMODE` and the like.
+    pub target: DatabaseTarget,
     /// `STATEMENT_TIMEOUT_MS`.
     pub statement_timeout: Duration,
     /// `LOCK_TIMEOUT_MS`.
@@ -252,7 +257,7 @@ impl Config {
 
     fn database(settings: &Settings, reader: &mut Reader) -> DatabaseConfig {
         DatabaseConfig {
-            url: reader.database_url(&settings.database_url),
+            target: database::read(settings, reader),
             statement_timeout: reader.millis(
                 "STATEMENT_TIMEOUT_MS",
                 &settings.statement_timeout_ms,

@@ -3,37 +3,12 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::secret::{HIDDEN, Secret, SecretFile};
 use super::{ConfigError, ShownSetting};
-
-/// What stands in the place of a secret.
-pub(super) const HIDDEN: &str = "***";
-
-/// A value that is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Hides `value`.
-    #[must_use]
-    pub fn new(value: String) -> Self {
-        Self(value)
-    }
-
-    /// The value itself, for the one place that needs it.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(HIDDEN)
-    }
-}
 
 /// Reads settings; collects what is shown and what is wrong.
 #[derive(Debug, Default)]
@@ -160,21 +135,60 @@ impl Reader {
         })
     }
 
-    /// `DATABASE_URL`, its password hidden wherever it is shown.
-    pub(super) fn database_url(&mut self, given: &Option<String>) -> Secret {
-        let value = given_or(given, "postgresql://localhost:5432/forge");
-        let redacted = redacted_url(value);
-        self.show("DATABASE_URL", redacted.clone(), is_unset(given));
-        if !(value.starts_with("postgresql://") || value.starts_with("postgres://"))
-            || sqlx::postgres::PgConnectOptions::from_str(value).is_err()
-        {
-            self.wrong(
-                "DATABASE_URL",
-                &redacted,
-                "a URL such as postgresql://user:password@host:5432/database",
-            );
+    /// One of a few words, in any letter case, or none.
+    pub(super) fn optional_word<T: Copy>(
+        &mut self,
+        variable: &'static str,
+        given: &Option<String>,
+        words: &[(&str, T)],
+    ) -> Option<T> {
+        let value = given_or(given, "");
+        self.show(variable, value.to_owned(), is_unset(given));
+        let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(value.trim()));
+        if found.is_none() && !is_unset(given) {
+            let accepted: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+            self.wrong(variable, value, format!("one of {}", accepted.join(", ")));
         }
-        Secret::new(value.to_owned())
+        found.map(|(_, meaning)| *meaning)
+    }
+
+    /// A file (or a directory) that can be read.
+    pub(super) fn file(&mut self, variable: &'static str, given: &Option<String>) -> Option<PathBuf> {
+        let value = given_or(given, "");
+        self.show(variable, value.to_owned(), is_unset(given));
+        if is_unset(given) {
+            return None;
+        }
+        match std::fs::File::open(value).and_then(|file| file.metadata()) {
+            Ok(metadata) if metadata.is_file() && metadata.len() == 0 => {
+                self.wrong(variable, value, "is empty; name a file in PEM");
+            }
+            Ok(_) => {}
+            Err(error) => self.wrong(variable, value, format!("can't be read: {error}")),
+        }
+        Some(PathBuf::from(value))
+    }
+
+    /// A file that holds a secret, with what it holds now, if it can be read.
+    pub(super) fn secret_file(
+        &mut self,
+        variable: &'static str,
+        given: &Option<String>,
+    ) -> Option<(SecretFile, Option<Secret>)> {
+        let value = given_or(given, "");
+        self.show(variable, value.to_owned(), is_unset(given));
+        if is_unset(given) {
+            return None;
+        }
+        let file = SecretFile::new(variable, PathBuf::from(value));
+        let secret = match file.read() {
+            Ok(secret) => Some(secret),
+            Err(error) => {
+                self.wrong(variable, value, error.reason);
+                None
+            }
+        };
+        Some((file, secret))
     }
 }
 

@@ -7,6 +7,27 @@ pub struct Settings {
     /// PostgreSQL to store into [default: postgresql://localhost:5432/forge]
     #[arg(long, global = true, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Option<String>,
+    /// A file that holds the URL, instead of DATABASE_URL; read again for each connection
+    #[arg(long, global = true, env = "DATABASE_URL_FILE", value_name = "FILE", hide_env_values = true)]
+    pub database_url_file: Option<String>,
+    /// How the connection to PostgreSQL is secured; sslmode in the URL wins [default: prefer]
+    #[arg(
+        long,
+        global = true,
+        env = "PGSSLMODE",
+        value_name = "disable|prefer|require|verify-ca|verify-full",
+        hide_env_values = true
+    )]
+    pub pgsslmode: Option<String>,
+    /// Authorities that may sign PostgreSQL's certificate, in PEM; sslrootcert in the URL wins
+    #[arg(long, global = true, env = "PGSSLROOTCERT", value_name = "FILE", hide_env_values = true)]
+    pub pgsslrootcert: Option<String>,
+    /// Our certificate for PostgreSQL, in PEM; sslcert in the URL wins
+    #[arg(long, global = true, env = "PGSSLCERT", value_name = "FILE", hide_env_values = true)]
+    pub pgsslcert: Option<String>,
+    /// Its key, in PEM, without a password; sslkey in the URL wins
+    #[arg(long, global = true, env = "PGSSLKEY", value_name = "FILE", hide_env_values = true)]
+    pub pgsslkey: Option<String>,
     /// Brokers to start from [default: localhost:19092]
     #[arg(long, global = true, env = "KAFKA_BROKERS", value_name = "HOST:PORT,..", hide_env_values = true)]
     pub kafka_brokers: Option<String>,
@@ -40,6 +61,66 @@ pub struct Settings {
     /// How long Kafka waits for a silent member, 1000 to 3600000 [default: 10000]
     #[arg(long, global = true, env = "KAFKA_SESSION_TIMEOUT_MS", value_name = "MS", hide_env_values = true)]
     pub kafka_session_timeout_ms: Option<String>,
+    /// How connections to Kafka are secured [default: plaintext]
+    #[arg(
+        long,
+        global = true,
+        env = "KAFKA_SECURITY_PROTOCOL",
+        value_name = "plaintext|ssl|sasl_plaintext|sasl_ssl",
+        hide_env_values = true
+    )]
+    pub kafka_security_protocol: Option<String>,
+    /// How we log in to Kafka, with a sasl_ protocol
+    #[arg(
+        long,
+        global = true,
+        env = "KAFKA_SASL_MECHANISM",
+        value_name = "PLAIN|SCRAM-SHA-256|SCRAM-SHA-512|OAUTHBEARER",
+        hide_env_values = true
+    )]
+    pub kafka_sasl_mechanism: Option<String>,
+    /// Who we are, for PLAIN and SCRAM
+    #[arg(long, global = true, env = "KAFKA_SASL_USERNAME", value_name = "NAME", hide_env_values = true)]
+    pub kafka_sasl_username: Option<String>,
+    /// The password, for PLAIN and SCRAM
+    #[arg(long, global = true, env = "KAFKA_SASL_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
+    pub kafka_sasl_password: Option<String>,
+    /// A file that holds the password, instead of KAFKA_SASL_PASSWORD; may change while we run
+    #[arg(
+        long,
+        global = true,
+        env = "KAFKA_SASL_PASSWORD_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub kafka_sasl_password_file: Option<String>,
+    /// A file that holds a JSON Web Token, for OAUTHBEARER; may change while we run
+    #[arg(long, global = true, env = "KAFKA_SASL_TOKEN_FILE", value_name = "FILE", hide_env_values = true)]
+    pub kafka_sasl_token_file: Option<String>,
+    /// Authorities that may sign the brokers' certificates, in PEM [default: those of the system]
+    #[arg(long, global = true, env = "KAFKA_SSL_CA_FILE", value_name = "FILE", hide_env_values = true)]
+    pub kafka_ssl_ca_file: Option<String>,
+    /// Our certificate for Kafka, in PEM
+    #[arg(
+        long,
+        global = true,
+        env = "KAFKA_SSL_CERTIFICATE_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub kafka_ssl_certificate_file: Option<String>,
+    /// Its key, in PEM
+    #[arg(long, global = true, env = "KAFKA_SSL_KEY_FILE", value_name = "FILE", hide_env_values = true)]
+    pub kafka_ssl_key_file: Option<String>,
+    /// A file that holds the key's password
+    #[arg(
+        long,
+        global = true,
+        env = "KAFKA_SSL_KEY_PASSWORD_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub kafka_ssl_key_password_file: Option<String>,
     /// Further librdkafka properties, separated by commas or line feeds; those that would break the promise are refused by name
     #[arg(long, global = true, env = "KAFKA_PROPERTIES", value_name = "K=V,..", hide_env_values = true)]
     pub kafka_properties: Option<String>,

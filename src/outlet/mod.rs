@@ -16,9 +16,11 @@ mod reader;
 mod spans;
 mod topics;
 
-use rdkafka::consumer::ConsumerContext;
+use rdkafka::ClientConfig;
 use rdkafka::error::{IsError, KafkaError, RDKafkaErrorCode};
-use rdkafka::{ClientConfig, ClientContext};
+
+use crate::config::KafkaProperties;
+use crate::kafka::{self, Link};
 
 pub use producer::{Placement, Position, Producer};
 pub use reader::{Extent, Reader, Scanned};
@@ -28,7 +30,7 @@ pub use topics::{Topic, Topics};
 /// How to reach Kafka, and under which names.
 #[derive(Debug, Clone)]
 pub struct OutletSettings {
-    properties: Vec<(String, String)>,
+    properties: KafkaProperties,
     /// The consumer group whose dead letters these are.
     pub group: String,
 }
@@ -43,9 +45,9 @@ pub enum Purpose {
 }
 
 impl OutletSettings {
-    /// Settings with librdkafka's `properties` for any client (brokers, security) for the dead letters of `group`.
+    /// Settings with the `properties` of any client (brokers, security) for the dead letters of `group`.
     #[must_use]
-    pub fn new(properties: Vec<(String, String)>, group: &str) -> Self {
+    pub fn new(properties: KafkaProperties, group: &str) -> Self {
         Self { properties, group: group.to_owned() }
     }
 
@@ -70,15 +72,17 @@ impl OutletSettings {
         }
     }
 
-    fn client(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        for (name, value) in &self.properties {
-            config.set(name, value);
-        }
+    fn client(&self, step: &'static str) -> Result<ClientConfig, OutletError> {
+        let mut config =
+            kafka::client_config(&self.properties).map_err(|error| OutletError::of(step, error))?;
         // A missing topic must be seen, not made by the broker with its defaults. (librdkafka's producers, and so its
         // admin clients, ask for that otherwise.)
         config.set("allow.auto.create.topics", "false");
-        config
+        Ok(config)
+    }
+
+    fn link(&self) -> Link {
+        Link::new(&self.properties)
     }
 }
 
@@ -143,7 +147,7 @@ const RIGHTS: &str = "grant CREATE, DESCRIBE, DESCRIBE_CONFIGS, READ and WRITE o
 impl OutletError {
     fn of(step: &'static str, source: KafkaError) -> Self {
         if matches!(source, KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_)) {
-            return Self::Refused { step, advice: "mend KAFKA_PROPERTIES".into(), source };
+            return Self::Refused { step, advice: "mend the settings of kafka".into(), source };
         }
         let code = match &source {
             KafkaError::Transaction(error) => Some(error.code()),
@@ -162,6 +166,16 @@ impl OutletError {
                 | RDKafkaErrorCode::TransactionalIdAuthorizationFailed,
             ) => Self::Refused { step, advice: RIGHTS.into(), source },
             _ => Self::Unavailable { step, source },
+        }
+    }
+
+    /// The same, or, where the client knows that brokers keep it out, that.
+    fn because_of(self, link: &Link) -> Self {
+        match (self, link.take_refusal()) {
+            (Self::Unavailable { step, source }, Some(refusal)) => {
+                Self::Refused { step, advice: link.explain(refusal), source }
+            }
+            (other, _) => other,
         }
     }
 
@@ -190,19 +204,6 @@ impl OutletError {
         }
     }
 }
-
-/// What librdkafka reports by the way (a broker that is away, the end of a partition) is not an error of ours: each
-/// question has its own answer.
-#[derive(Debug, Clone, Copy, Default)]
-struct Quiet;
-
-impl ClientContext for Quiet {
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "kafka client");
-    }
-}
-
-impl ConsumerContext for Quiet {}
 
 /// Whether a librdkafka answer is an error.
 fn is_error(code: rdkafka::types::RDKafkaRespErr) -> bool {

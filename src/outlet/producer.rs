@@ -7,10 +7,11 @@
 //! topic may have fewer.)
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rdkafka::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Message, OwnedHeaders};
@@ -20,8 +21,9 @@ use rdkafka::producer::{
 use rdkafka::topic_partition_list::TopicPartitionList;
 use uuid::Uuid;
 
-use super::{OutletError, OutletSettings, Purpose, Quiet, Topic};
+use super::{OutletError, OutletSettings, Purpose, Topic};
 use crate::failpoint;
+use crate::kafka::Link;
 use crate::model::dead_letter::OutgoingRecord;
 use crate::model::position::{Offset, Partition, StreamId};
 use crate::native;
@@ -87,18 +89,27 @@ impl Position {
 }
 
 /// Collects delivery reports.
-#[derive(Debug, Default)]
-struct Deliveries(Mutex<HashMap<usize, Result<Placement, KafkaError>>>);
+#[derive(Debug)]
+struct Deliveries {
+    placed: Mutex<HashMap<usize, Result<Placement, KafkaError>>>,
+    link: Link,
+}
 
 impl Deliveries {
     fn lock(&self) -> MutexGuard<'_, HashMap<usize, Result<Placement, KafkaError>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ClientContext for Deliveries {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "kafka producer");
+        self.link.error(error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.link.generate_oauth_token(config)
     }
 }
 
@@ -119,7 +130,7 @@ impl ProducerContext for Deliveries {
 /// A transactional producer that has fenced every earlier one, with a consumer for its positions.
 pub struct Producer {
     producer: BaseProducer<Deliveries>,
-    positions: BaseConsumer<Quiet>,
+    positions: BaseConsumer<Link>,
     group_metadata: ConsumerGroupMetadata,
 }
 
@@ -145,7 +156,7 @@ impl Producer {
             .saturating_add(MESSAGE_SLACK_BYTES)
             .min(MESSAGE_MAX_LEN_BYTES);
         let millis = |duration: Duration| duration.as_millis().to_string();
-        let mut config = settings.client();
+        let mut config = settings.client(STEP)?;
         config.set("transactional.id", settings.transactional_id(purpose));
         config.set("transaction.timeout.ms", millis(TRANSACTION_TIMEOUT));
         config.set("message.timeout.ms", millis(SEND_TIMEOUT));
@@ -155,14 +166,19 @@ impl Producer {
         config.set("batch.size", batch_len_bytes.max(1).to_string());
         config.set("message.max.bytes", message_len_bytes.to_string());
         let producer: BaseProducer<Deliveries> = config
-            .create_with_context(Deliveries::default())
+            .create_with_context(Deliveries { placed: Mutex::default(), link: settings.link() })
             .map_err(|error| OutletError::of(STEP, error))?;
-        producer.init_transactions(INIT_TIMEOUT).map_err(|error| OutletError::of(STEP, error))?;
-        let mut config = settings.client();
+        producer.context().link.refresh(producer.client());
+        producer.init_transactions(INIT_TIMEOUT).map_err(|error| {
+            producer.context().link.catch_up(producer.client());
+            OutletError::of(STEP, error).because_of(&producer.context().link)
+        })?;
+        let mut config = settings.client(STEP)?;
         // `read_committed` makes librdkafka ask for stable positions (KIP-447).
         config.set("group.id", settings.position_group()).set("isolation.level", "read_committed");
-        let positions: BaseConsumer<Quiet> =
-            config.create_with_context(Quiet).map_err(|error| OutletError::of(STEP, error))?;
+        let positions: BaseConsumer<Link> =
+            config.create_with_context(settings.link()).map_err(|error| OutletError::of(STEP, error))?;
+        positions.context().refresh(positions.client());
         let group_metadata = positions.group_metadata().ok_or_else(|| OutletError::Doubt {
             step: STEP,
             reason: "librdkafka has no metadata of the group".into(),
@@ -185,6 +201,7 @@ impl Producer {
         for partition in partitions {
             list.add_partition(topic, partition.0);
         }
+        self.positions.context().refresh(self.positions.client());
         let found = self.positions.committed_offsets(list, POSITION_TIMEOUT);
         let found = found.map_err(|error| OutletError::of(STEP, error))?;
         let mut positions = HashMap::new();
@@ -209,6 +226,7 @@ impl Producer {
         records: &[(Partition, OutgoingRecord)],
         (source_topic, positions): (&str, &HashMap<Partition, Position>),
     ) -> Result<Vec<Placement>, OutletError> {
+        self.producer.context().link.refresh(self.producer.client());
         let sent = self.send(topic, records, (source_topic, positions));
         let placements = sent.map_err(|error| {
             let why = self.refusal_among_deliveries(topic);

@@ -13,7 +13,8 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use uuid::Uuid;
 
-use super::{OutletError, OutletSettings, Placement, Quiet};
+use super::{OutletError, OutletSettings, Placement};
+use crate::kafka::Link;
 use crate::model::dead_letter::{DeadLetterId, GROUP_HEADER, ID_HEADER, LetterName, REDRIVE_HEADER};
 use crate::model::position::{Offset, Partition};
 use crate::native;
@@ -50,8 +51,8 @@ pub struct Extent {
 
 /// A reader that commits nothing and joins no group.
 pub struct Reader {
-    committed: BaseConsumer<Quiet>,
-    uncommitted: BaseConsumer<Quiet>,
+    committed: BaseConsumer<Link>,
+    uncommitted: BaseConsumer<Link>,
 }
 
 impl std::fmt::Debug for Reader {
@@ -67,12 +68,16 @@ impl Reader {
     /// [`OutletError::Unavailable`] when librdkafka refuses the properties.
     pub fn new(settings: &OutletSettings) -> Result<Self, OutletError> {
         let consumer = |isolation_level: &str| {
-            let mut config = settings.client();
+            const STEP: &str = "make the reader";
+            let mut config = settings.client(STEP)?;
             // A group must be named to assign partitions; nothing is committed to it.
             config.set("group.id", settings.position_group()).set("enable.auto.commit", "false");
             config.set("enable.partition.eof", "true").set("auto.offset.reset", "earliest");
             config.set("isolation.level", isolation_level).set("check.crcs", "true");
-            config.create_with_context(Quiet).map_err(|error| OutletError::of("make the reader", error))
+            let made: Result<BaseConsumer<Link>, KafkaError> = config.create_with_context(settings.link());
+            let consumer = made.map_err(|error| OutletError::of(STEP, error))?;
+            consumer.context().refresh(consumer.client());
+            Ok(consumer)
         };
         Ok(Self { committed: consumer("read_committed")?, uncommitted: consumer("read_uncommitted")? })
     }
@@ -215,10 +220,14 @@ fn is_passing(code: rdkafka::error::RDKafkaErrorCode) -> bool {
     )
 }
 
-fn watermarks(consumer: &BaseConsumer<Quiet>, topic: &str, partition: i32) -> Result<Extent, OutletError> {
+fn watermarks(consumer: &BaseConsumer<Link>, topic: &str, partition: i32) -> Result<Extent, OutletError> {
     const STEP: &str = "look the topic's ends up";
-    let (low, high) =
-        consumer.fetch_watermarks(topic, partition, TIMEOUT).map_err(|error| OutletError::of(STEP, error))?;
+    consumer.context().refresh(consumer.client());
+    let (low, high) = consumer.fetch_watermarks(topic, partition, TIMEOUT).map_err(|error| {
+        // Nothing is assigned while ends are looked up: no record waits in the queue.
+        consumer.context().catch_up(consumer.client());
+        OutletError::of(STEP, error).because_of(consumer.context())
+    })?;
     let extent = Offset::new(low).zip(Offset::new(high)).map(|(low, high)| Extent { low, high });
     extent.ok_or_else(|| OutletError::Doubt {
         step: STEP,

@@ -6,7 +6,8 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, Top
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::runtime::Handle;
 
-use super::{OutletError, OutletSettings, Quiet};
+use super::{OutletError, OutletSettings};
+use crate::kafka::Link;
 use crate::model::dead_letter::TOPIC_SUFFIX;
 
 /// How long a question or a creation may take.
@@ -30,9 +31,12 @@ pub struct Topic {
     pub record_max_len_bytes: usize,
 }
 
+/// `RD_KAFKA_EVENT_ERROR` of rdkafka.h.
+const ERROR_EVENTS: &str = "8";
+
 /// Looks after topics.
 pub struct Topics {
-    admin: AdminClient<Quiet>,
+    admin: AdminClient<Link>,
 }
 
 impl std::fmt::Debug for Topics {
@@ -47,10 +51,13 @@ impl Topics {
     /// # Errors
     /// [`OutletError::Unavailable`] when librdkafka refuses the properties.
     pub fn new(settings: &OutletSettings) -> Result<Self, OutletError> {
-        let admin = settings
-            .client()
-            .create_with_context(Quiet)
-            .map_err(|error| OutletError::of("make the admin client", error))?;
+        const STEP: &str = "make the admin client";
+        let mut config = settings.client(STEP)?;
+        // rdkafka's admin client asks for no events; its errors tell why brokers keep us out.
+        config.set("enabled_events", ERROR_EVENTS);
+        let made: Result<AdminClient<Link>, KafkaError> = config.create_with_context(settings.link());
+        let admin = made.map_err(|error| OutletError::of(STEP, error))?;
+        admin.inner().context().refresh(admin.inner());
         Ok(Self { admin })
     }
 
@@ -60,10 +67,15 @@ impl Topics {
     /// [`OutletError::Unavailable`], [`OutletError::Refused`].
     pub fn partition_count(&self, topic: &str) -> Result<Option<i32>, OutletError> {
         const STEP: &str = "look the topic up";
-        let metadata = self.admin.inner().fetch_metadata(Some(topic), TIMEOUT);
+        let client = self.admin.inner();
+        client.context().refresh(client);
+        let metadata = client.fetch_metadata(Some(topic), TIMEOUT);
         let metadata = match metadata {
             Err(error) if OutletError::is_missing(&error) => return Ok(None),
-            other => other.map_err(|error| OutletError::of(STEP, error))?,
+            other => other.map_err(|error| {
+                client.context().catch_up(client);
+                OutletError::of(STEP, error).because_of(client.context())
+            })?,
         };
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
             return Ok(None);

@@ -1,25 +1,34 @@
 //! librdkafka's callbacks: rebalances are answered by the poll thread's own state.
 
+use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::assignments::Assignments;
+use crate::kafka::Link;
 
 /// The consumer's context. Its state is locked by the poll thread alone: callbacks run inside its polls.
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) assignments: Arc<Mutex<Assignments>>,
+    pub(super) link: Link,
 }
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn error(&self, error: KafkaError, reason: &str) {
         // Errors also come out of poll, where they are handled; this is librdkafka's wording of them.
-        tracing::debug!(%error, reason, "librdkafka reported an error");
+        self.link.error(error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.link.generate_oauth_token(config)
     }
 }
 

@@ -6,13 +6,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use uuid::Uuid;
 
 use super::describe::Describer;
 use super::{Description, OffsetReset};
+use crate::config::KafkaProperties;
+use crate::kafka::{self, Link};
 use crate::model::position::{Offset, Partition, TopicPartition};
 
 /// How long each question may take.
@@ -24,6 +25,9 @@ pub enum LookupError {
     /// No broker answered in time, or it refused: ask again later.
     #[error("kafka is unavailable: {0}")]
     Unavailable(#[source] KafkaError),
+    /// The brokers refuse our login, or we their certificate: an operator must act.
+    #[error("kafka keeps us out: {0}")]
+    KeptOut(String),
     /// librdkafka refuses the properties: an operator must act.
     #[error("kafka's properties are wrong: {0}")]
     Misconfigured(#[source] KafkaError),
@@ -39,7 +43,7 @@ pub enum LookupError {
 
 /// Asks Kafka; a consumer that belongs to no group and reads nothing.
 pub struct Lookup {
-    consumer: BaseConsumer<DefaultConsumerContext>,
+    consumer: BaseConsumer<Link>,
     describer: Describer,
 }
 
@@ -50,29 +54,39 @@ impl std::fmt::Debug for Lookup {
 }
 
 impl Lookup {
-    /// A lookup with librdkafka's `properties`, in order, as the daemon uses them: those of the group are left
+    /// A lookup with `properties` as the daemon uses them: those of the group are left
     /// out. Connects to nothing yet.
     ///
     /// # Errors
     /// [`LookupError::Misconfigured`].
-    pub fn new(properties: &[(String, String)]) -> Result<Self, LookupError> {
-        let mut config = ClientConfig::new();
-        for (name, value) in properties.iter().filter(|(name, _)| !name.starts_with("group.")) {
-            config.set(name, value);
-        }
-        let consumer = config
-            .create_with_context::<_, BaseConsumer<DefaultConsumerContext>>(DefaultConsumerContext)
+    pub fn new(properties: &KafkaProperties) -> Result<Self, LookupError> {
+        let mut properties = properties.clone();
+        properties.given.retain(|(name, _)| !name.starts_with("group."));
+        let consumer: BaseConsumer<Link> = kafka::client_config(&properties)
+            .and_then(|config| config.create_with_context(Link::new(&properties)))
             .map_err(LookupError::Misconfigured)?;
+        consumer.context().refresh(consumer.client());
         Ok(Self { consumer, describer: Describer::new(OffsetReset::Earliest) })
+    }
+
+    fn unavailable(&self, error: KafkaError) -> LookupError {
+        self.kept_out().unwrap_or(LookupError::Unavailable(error))
+    }
+
+    /// Whether that is why a question had no answer.
+    fn kept_out(&self) -> Option<LookupError> {
+        let link = self.consumer.context();
+        link.catch_up(self.consumer.client());
+        link.take_refusal().map(|refusal| LookupError::KeptOut(link.explain(refusal)))
     }
 
     /// The topics of the cluster with the number of their partitions, by name. Blocks for 5 s at most.
     ///
     /// # Errors
-    /// [`LookupError::Unavailable`].
+    /// [`LookupError::Unavailable`], [`LookupError::KeptOut`].
     pub fn topics(&self) -> Result<Vec<(String, usize)>, LookupError> {
         let metadata =
-            self.consumer.client().fetch_metadata(None, TIMEOUT).map_err(LookupError::Unavailable)?;
+            self.consumer.client().fetch_metadata(None, TIMEOUT).map_err(|error| self.unavailable(error))?;
         let mut topics: Vec<(String, usize)> =
             metadata.topics().iter().map(|topic| (topic.name().into(), topic.partitions().len())).collect();
         topics.sort_unstable();
@@ -82,13 +96,16 @@ impl Lookup {
     /// The cluster's id and the topic's id. Blocks for 15 s at most.
     ///
     /// # Errors
-    /// [`LookupError::Undescribed`].
+    /// [`LookupError::Undescribed`], [`LookupError::KeptOut`].
     pub fn describe(&mut self, topic: &str) -> Result<(Arc<str>, Uuid), LookupError> {
         // Every topic has a partition 0.
         let first = self.describe_partitions(topic, &[Partition(0)]).into_iter().next();
         match first {
             Some((_, Ok(description))) => Ok((description.cluster_id, description.topic_id)),
-            Some((_, Err(reason))) => Err(LookupError::Undescribed { topic: topic.into(), reason }),
+            Some((_, Err(reason))) => {
+                let undescribed = LookupError::Undescribed { topic: topic.into(), reason };
+                Err(self.kept_out().unwrap_or(undescribed))
+            }
             None => Err(LookupError::Undescribed { topic: topic.into(), reason: "nothing was said".into() }),
         }
     }
@@ -105,6 +122,7 @@ impl Lookup {
             .iter()
             .map(|&partition| Arc::new(TopicPartition { topic: Arc::clone(&topic), partition }))
             .collect();
+        self.consumer.context().refresh(self.consumer.client());
         let described = self.describer.describe(&self.consumer, &sources);
         described.into_iter().map(|(source, description)| (source.partition, description)).collect()
     }
@@ -120,7 +138,7 @@ impl Lookup {
             .consumer
             .client()
             .fetch_watermarks(topic, partition.0, TIMEOUT)
-            .map_err(LookupError::Unavailable)?;
+            .map_err(|error| self.unavailable(error))?;
         Offset::new(low).zip(Offset::new(high)).ok_or_else(|| LookupError::Undescribed {
             topic: topic.into(),
             reason: format!("the broker told negative watermarks of partition {partition}"),

@@ -33,6 +33,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use crate::config::KafkaProperties;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 
@@ -49,8 +50,8 @@ pub const EVENT_QUEUE_COUNT: usize = 64;
 /// How to consume.
 #[derive(Debug, Clone)]
 pub struct SourceSettings {
-    /// librdkafka's properties, in order.
-    pub properties: Vec<(String, String)>,
+    /// What the consumer is made with.
+    pub properties: KafkaProperties,
     /// What to subscribe to: topic names, or one `^regex`.
     pub subscription: Vec<String>,
     /// Where a group without a position starts.

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
@@ -19,6 +18,7 @@ use super::context::Context;
 use super::gate::{GATE_COUNT, Gate};
 use super::slots::{Appended, Slot};
 use super::{LaneQueues, SourceCommand, SourceEvent, SourceSettings};
+use crate::kafka::{self, Link, Refusal};
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::native::{self, TopicId};
@@ -80,13 +80,13 @@ pub fn start(
     events: mpsc::Sender<SourceEvent>,
     clock: Clock,
 ) -> Result<SourceHandle, KafkaError> {
-    let mut config = ClientConfig::new();
-    for (key, value) in &settings.properties {
-        config.set(key, value);
-    }
+    let config = kafka::client_config(&settings.properties)?;
     let assignments = Arc::new(Mutex::new(Assignments::new(settings, events.clone(), clock.clone())));
-    let consumer: BaseConsumer<Context> =
-        config.create_with_context(Context { assignments: Arc::clone(&assignments) })?;
+    let consumer: BaseConsumer<Context> = config.create_with_context(Context {
+        assignments: Arc::clone(&assignments),
+        link: Link::new(&settings.properties),
+    })?;
+    consumer.context().link.refresh(consumer.client());
     let names: Vec<&str> = settings.subscription.iter().map(String::as_str).collect();
     consumer.subscribe(&names)?;
     let (commands, receiver) = sync_channel(COMMAND_QUEUE_COUNT);
@@ -103,6 +103,7 @@ pub fn start(
         is_reachable: None,
         unconfirmed: HashMap::new(),
         said: None,
+        refusal: None,
         clock,
     };
     let thread = std::thread::Builder::new()
@@ -153,6 +154,8 @@ struct Poller {
     unconfirmed: HashMap<Arc<str>, Instant>,
     /// The error that was logged last, and when.
     said: Option<(RDKafkaErrorCode, Instant)>,
+    /// Why brokers keep us out, as it was logged last, and when.
+    refusal: Option<(Refusal, Instant)>,
     clock: Clock,
 }
 
@@ -350,6 +353,8 @@ impl Poller {
             return false;
         }
         self.looked_at = now;
+        self.consumer.context().link.refresh(self.consumer.client());
+        self.say_refusal();
         if let Some((code, reason)) = self.consumer.client().fatal_error() {
             self.tell(SourceEvent::Failed(format!("{code}: {reason}")));
             return true;
@@ -396,6 +401,7 @@ impl Poller {
     }
 
     fn consumer_error(&mut self, error: &KafkaError) {
+        self.say_refusal();
         let KafkaError::MessageConsumption(code) = error else {
             if !matches!(error, KafkaError::PartitionEOF(_)) {
                 tracing::warn!(%error, "the kafka consumer reported an error");
@@ -412,6 +418,9 @@ impl Poller {
                     self.tell(SourceEvent::Reachable(false));
                 }
             }
+            RDKafkaErrorCode::Authentication
+            | RDKafkaErrorCode::SaslAuthenticationFailed
+            | RDKafkaErrorCode::SSL => self.tell(SourceEvent::Reachable(false)),
             RDKafkaErrorCode::OperationTimedOut => {}
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
                 // The error names no partition and librdkafka reads that one no more: claim and read all again.
@@ -434,6 +443,21 @@ impl Poller {
                 let mut state = self.state();
                 state.slots.iter_mut().for_each(|slot| slot.is_suspect = true);
             }
+        }
+    }
+
+    /// Says why brokers keep us out, or why we can't log in: once, and again every minute. librdkafka goes on trying.
+    fn say_refusal(&mut self) {
+        let link = &self.consumer.context().link;
+        let Some(refusal) = link.take_refusal() else { return };
+        let now = self.clock.monotonic();
+        let is_repeated = self.refusal.as_ref().is_some_and(|(said, at)| {
+            *said == refusal && now.saturating_duration_since(*at) < SAY_AGAIN_AFTER
+        });
+        if !is_repeated {
+            self.refusal = Some((refusal.clone(), now));
+            let why = link.explain(refusal);
+            tracing::error!(why, "connections to kafka fail until this is mended; we go on trying");
         }
     }
 

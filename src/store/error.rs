@@ -2,7 +2,7 @@
 //!
 //! | class | meaning | what the caller does |
 //! | --- | --- | --- |
-//! | 08, 57P01-57P03, 53, 58, 25006, I/O error, time-out | [`StoreError::Unavailable`] | retry with backoff |
+//! | 08, 57P01-57P03, 53, 58, 25006, I/O error, TLS handshake, time-out | [`StoreError::Unavailable`] | retry with backoff |
 //! | 40001, 40P01, 55P03 | [`StoreError::Contended`] | retry with jitter |
 //! | 57014 | [`StoreError::StatementTimeout`] | halve the batch; a single record: an outage |
 //! | 22, 23, 54 | [`StoreError::Refused`] | merge path or halve the batch |
@@ -15,7 +15,7 @@ pub enum StoreError {
     /// PostgreSQL is away, or the connection is: try again later, nothing is known to be stored.
     #[error("postgresql is unavailable ({sqlstate}): {source}")]
     Unavailable {
-        /// The SQLSTATE, or `io` for an error below SQL.
+        /// The SQLSTATE, or `io` or `tls` for an error below SQL.
         sqlstate: String,
         /// What was reported.
         #[source]
@@ -109,8 +109,8 @@ impl From<sqlx::Error> for StoreError {
         else {
             return match source {
                 sqlx::Error::Configuration(_) => Self::Misconfigured { sqlstate: "none".into(), source },
+                sqlx::Error::Tls(_) => Self::Unavailable { sqlstate: "tls".into(), source },
                 sqlx::Error::Io(_)
-                | sqlx::Error::Tls(_)
                 | sqlx::Error::Protocol(_)
                 | sqlx::Error::PoolTimedOut
                 | sqlx::Error::PoolClosed

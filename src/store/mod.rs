@@ -35,6 +35,7 @@ mod projections;
 mod session;
 mod sources;
 mod spool_ranges;
+mod tls;
 mod trust;
 mod verify;
 

@@ -1,16 +1,17 @@
 //! One dedicated connection to PostgreSQL. Never pooled: after any error inside a transaction or a COPY the
 //! session is dropped, which closes the connection, and another one is opened.
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Connection, Row};
 use uuid::Uuid;
 
 use super::error::StoreError;
 use super::partitions::KnownPartitions;
+use super::tls;
+use crate::config::DatabaseTarget;
 
 /// How long opening a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -18,7 +19,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How to reach PostgreSQL, and who we are there.
 #[derive(Debug, Clone)]
 pub struct StoreSettings {
-    options: PgConnectOptions,
+    target: DatabaseTarget,
     statement_timeout: Duration,
     lock_timeout: Duration,
     /// The consumer group: the first part of the key of a position.
@@ -28,19 +29,15 @@ pub struct StoreSettings {
 }
 
 impl StoreSettings {
-    /// Settings from a database URL.
-    ///
-    /// # Errors
-    /// [`StoreError::Misconfigured`] when the URL can't be read.
+    /// Settings for sessions with `target`; connects to nothing yet.
+    #[must_use]
     pub fn new(
-        database_url: &str,
+        target: DatabaseTarget,
         group: &str,
         instance: Uuid,
         (statement_timeout, lock_timeout): (Duration, Duration),
-    ) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(database_url)?.log_statements(log::LevelFilter::Off);
-        let options = options.disable_statement_logging();
-        Ok(Self { options, statement_timeout, lock_timeout, group: group.into(), instance })
+    ) -> Self {
+        Self { target, statement_timeout, lock_timeout, group: group.into(), instance }
     }
 
     /// How long a statement may take.
@@ -54,10 +51,13 @@ impl StoreSettings {
     /// Cancel safe: a dropped future closes the connection.
     ///
     /// # Errors
-    /// See [`StoreError`]; [`StoreError::Unavailable`] after 5 s without an answer.
+    /// See [`StoreError`]; [`StoreError::Unavailable`] after 5 s without an answer; [`StoreError::Misconfigured`] when
+    /// `DATABASE_URL_FILE` can't be read.
     pub async fn connect(&self, purpose: SessionPurpose) -> Result<Session, StoreError> {
         let millis = |duration: Duration| duration.as_millis().to_string();
-        let options = self.options.clone().application_name(purpose.application_name()).options([
+        let target = self.target.options().map_err(|error| sqlx::Error::Configuration(Box::new(error)))?;
+        let target = target.log_statements(log::LevelFilter::Off).disable_statement_logging();
+        let options = target.application_name(purpose.application_name()).options([
             ("statement_timeout", millis(self.statement_timeout)),
             ("lock_timeout", millis(self.lock_timeout)),
             ("idle_in_transaction_session_timeout", millis(self.statement_timeout)),
@@ -71,8 +71,10 @@ impl StoreSettings {
             ("standard_conforming_strings", "on".into()),
         ]);
         let opened = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
-        let mut connection = opened.map_err(|_elapsed| StoreError::no_answer("connect"))??;
-        let row = sqlx::query("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
+        let opened = opened.map_err(|_elapsed| StoreError::no_answer("connect"))?;
+        let mut connection = opened.map_err(tls::explained)?;
+        let asked = sqlx::query("SELECT pg_backend_pid()").fetch_one(&mut connection).await;
+        let row = asked.map_err(tls::explained)?;
         let pid = row.try_get(0)?;
         Ok(Session { connection, pid, partitions: KnownPartitions::default(), has_merge_table: false })
     }

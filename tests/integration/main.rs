@@ -31,6 +31,7 @@ mod redrive;
 mod registry;
 mod scene;
 mod schema;
+mod security;
 mod spooling;
 mod strays;
 mod streams;

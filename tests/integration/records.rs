@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use audit_consumer::config::{DatabaseTarget, Secret};
 use audit_consumer::model::batch::{BatchBuilder, BatchLimits, Decoded, Noted};
 use audit_consumer::model::decode::{AssumeUtc, DecodeRules, decode};
 use audit_consumer::model::position::{Offset, Partition, TopicPartition};
@@ -274,8 +275,8 @@ fn a_batch_that_is_stale_in_one_of_six_partitions_is_stored_once_in_the_five() {
     block_on(async {
         let timeouts = (Duration::from_secs(60), Duration::from_secs(10));
         let store = |instance| {
-            StoreSettings::new(scene.setting("DATABASE_URL"), "g", Uuid::from_u128(instance), timeouts)
-                .unwrap()
+            let url = Secret::new(scene.setting("DATABASE_URL").to_owned());
+            StoreSettings::new(DatabaseTarget::of_url(url), "g", Uuid::from_u128(instance), timeouts)
         };
         let (ours, theirs) = (store(1), store(2));
         let stream =

@@ -68,6 +68,7 @@ impl Stack {
                 "auto.create.topics.enable=true",
             ];
             env.insert("KAFKA_EXTRA".to_owned(), properties.join(" "));
+            env.insert("STACK_SECURE".to_owned(), "1".to_owned());
             Mutex::new(Self::up(&env))
         });
         let guard = stack.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -96,6 +97,11 @@ impl Stack {
 
     pub(crate) fn brokers(&self) -> &str {
         &self.env["KAFKA_BROKERS"]
+    }
+
+    /// A setting of `deploy/local/stack env`.
+    pub(crate) fn setting(&self, name: &str) -> &str {
+        &self.env[name]
     }
 
     /// Runs SQL as the superuser in `database` and returns what psql prints, unaligned.

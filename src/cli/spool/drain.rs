@@ -81,7 +81,7 @@ pub async fn run(
     config: &Config,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
-    let mut store = app::store_settings(config)?;
+    let mut store = app::store_settings(config);
     let limits = app::spool_limits(config.spool.as_ref());
     let opened = tokio::task::block_in_place(|| {
         let instance = spool::instance_of(dir).with_context(|| format!("read {}", dir.display()))?;

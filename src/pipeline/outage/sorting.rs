@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Outage, TRIM_INTERVAL};
+use crate::config::KafkaProperties;
 use crate::model::position::{Epoch, Offset, OffsetRange, Partition, StreamId, StreamPartition};
 use crate::observe::Metrics;
 use crate::observe::board::{DatabaseState, HoldCode};
@@ -192,7 +193,7 @@ struct StrayWork {
     strays: Strays,
     gaps: BTreeMap<StreamPartition, Vec<OffsetRange>>,
     candidates: Vec<Candidate>,
-    properties: Vec<(String, String)>,
+    properties: KafkaProperties,
     metrics: Arc<Metrics>,
 }
 
@@ -260,7 +261,7 @@ async fn seen(session: &mut Session, group: &str, held: &[PartitionRanges]) -> R
 
 /// The candidates that nobody can read from Kafka any more: deleted there, or the topic is another one, or none. While
 /// Kafka does not answer, none. A hint only: the commit decides.
-fn unreadable(properties: &[(String, String)], candidates: &[Candidate]) -> BTreeSet<StreamPartition> {
+fn unreadable(properties: &KafkaProperties, candidates: &[Candidate]) -> BTreeSet<StreamPartition> {
     let mut found = BTreeSet::new();
     let Ok(mut lookup) = Lookup::new(properties) else { return found };
     let Ok(topics) = lookup.topics() else { return found };

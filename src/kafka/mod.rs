@@ -1,0 +1,181 @@
+//! What all clients of Kafka share: they are made with what the settings say, they log in with what the files hold
+//! now, and when a broker refuses them they know why.
+//!
+//! librdkafka keeps the password and the token that it was given. A [`Link`] reads the files again whenever its client
+//! is about to be used, and gives it what has changed; librdkafka then logs in with that from its next connection on.
+//! So a password is changed at the broker and in the file, in either order, without a restart.
+//!
+//! Never here: topics, groups, records.
+
+mod probe;
+mod refusal;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rdkafka::ClientConfig;
+use rdkafka::client::{Client, ClientContext, OAuthToken};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::{KafkaError, KafkaResult};
+
+use crate::config::{KafkaLogin, KafkaProperties, Secret, SecretFile, SecretFileError, TokenClaims};
+use crate::native;
+
+pub(crate) use refusal::Refusal;
+
+/// librdkafka's configuration for a client that is made now.
+///
+/// # Errors
+/// [`KafkaError::ClientCreation`] when a file with a secret can't be read.
+pub(crate) fn client_config(properties: &KafkaProperties) -> KafkaResult<ClientConfig> {
+    let mut config = ClientConfig::new();
+    for (name, value) in &properties.given {
+        config.set(name, value);
+    }
+    let login = &properties.login;
+    let files = [("sasl.password", &login.password_file), ("ssl.key.password", &login.key_password_file)];
+    for (name, file) in files {
+        if let Some(file) = file {
+            let secret = file.read().map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
+            config.set(name, secret.reveal());
+        }
+    }
+    Ok(config)
+}
+
+/// How one client logs in, and why it was refused, if it was. The context of clients that need no other.
+#[derive(Debug)]
+pub(crate) struct Link {
+    login: KafkaLogin,
+    ca_file: Option<PathBuf>,
+    state: Mutex<LinkState>,
+}
+
+#[derive(Debug, Default)]
+struct LinkState {
+    /// The password or the token that librdkafka has.
+    given: Option<Secret>,
+    /// Why brokers, or our own files, keep us out.
+    refusal: Option<Refusal>,
+}
+
+impl Link {
+    pub(crate) fn new(properties: &KafkaProperties) -> Self {
+        let ca_file = properties.given.iter().find(|(name, _)| name == "ssl.ca.location");
+        Self {
+            login: properties.login.clone(),
+            ca_file: ca_file.map(|(_, path)| PathBuf::from(path)),
+            state: Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, LinkState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives `client` the password or the token that the file holds now, if it has another one. To be called before a
+    /// new client is used, and then before each use: cheap, reads a small file at most.
+    pub(crate) fn refresh<C: ClientContext>(&self, client: &Client<C>) {
+        let outcome = match (&self.login.password_file, &self.login.token_file) {
+            (Some(file), _) => file.read().map_err(|error| error.to_string()).and_then(|password| {
+                let username = self.login.username.as_deref().unwrap_or_default();
+                self.replace(password, |password| native::set_password(client, username, password))
+            }),
+            (None, Some(file)) => self.replace_token(client, file).map_err(|error| error.to_string()),
+            (None, None) => Ok(()),
+        };
+        if let Err(why) = outcome {
+            self.refused(Refusal { why, unverified: None });
+        }
+    }
+
+    fn replace_token<C: ClientContext>(
+        &self,
+        client: &Client<C>,
+        file: &SecretFile,
+    ) -> Result<(), SecretFileError> {
+        let (token, claims) = read_token(file)?;
+        let claims = (claims.principal.as_str(), claims.expires_at_ms);
+        self.replace(token, |token| native::set_token(client, token, claims)).map_err(|words| {
+            let words = refusal::shortened(&words);
+            file.wrong(format!("librdkafka refuses the token; write a new one: {words}"))
+        })
+    }
+
+    fn replace(&self, secret: Secret, give: impl FnOnce(&str) -> Result<(), String>) -> Result<(), String> {
+        if self.state().given.as_ref() == Some(&secret) {
+            return Ok(());
+        }
+        give(secret.reveal())?;
+        let mut state = self.state();
+        if state.given.replace(secret).is_some() {
+            tracing::info!(
+                "kafka's password or token has changed in its file; the next connections log in with it"
+            );
+        }
+        state.refusal = None;
+        Ok(())
+    }
+
+    fn refused(&self, refusal: Refusal) {
+        self.state().refusal = Some(refusal);
+    }
+
+    /// Takes why brokers keep this client out; `None` while they do not, or for other reasons.
+    pub(crate) fn take_refusal(&self) -> Option<Refusal> {
+        self.state().refusal.take()
+    }
+
+    /// A refusal in words for an operator. Looks at the certificate that was not accepted: blocks for some seconds at
+    /// most.
+    pub(crate) fn explain(&self, refusal: Refusal) -> String {
+        let unverified = refusal.unverified.as_deref().zip(self.ca_file.as_deref());
+        let fault = unverified.and_then(|(broker, ca_file)| probe::certificate_fault(broker, ca_file));
+        fault.unwrap_or(refusal.why)
+    }
+
+    /// Notes what the brokers have said meanwhile to a client whose queue nobody polls. Throws away what else is in
+    /// the queue: not for a client that has records or delivery reports under way.
+    pub(crate) fn catch_up<C: ClientContext>(&self, client: &Client<C>) {
+        for (code, reason) in native::queued_errors(client) {
+            self.error(KafkaError::Global(code), &reason);
+        }
+    }
+}
+
+fn read_token(file: &SecretFile) -> Result<(Secret, TokenClaims), SecretFileError> {
+    let token = file.read()?;
+    let claims = TokenClaims::read(token.reveal()).map_err(|reason| file.wrong(reason))?;
+    Ok((token, claims))
+}
+
+impl ClientContext for Link {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, log_message: &str) {
+        // What matters comes as an error, too, and is told where the question is answered.
+        tracing::debug!(target: "librdkafka", ?level, fac, log_message, "librdkafka");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "kafka client");
+        if let Some(refusal) = error.rdkafka_error_code().and_then(|code| refusal::of(code, reason)) {
+            self.refused(refusal);
+        }
+    }
+
+    fn generate_oauth_token(&self, _config: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        let file = self.login.token_file.as_ref().ok_or("KAFKA_SASL_TOKEN_FILE is not set")?;
+        let (token, claims) = read_token(file)?;
+        let oauth = OAuthToken {
+            token: token.reveal().to_owned(),
+            principal_name: claims.principal,
+            lifetime_ms: claims.expires_at_ms,
+        };
+        Ok(oauth)
+    }
+}
+
+impl ConsumerContext for Link {}
