@@ -155,8 +155,21 @@ impl ClientContext for Link {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, fac: &str, log_message: &str) {
-        // What matters comes as an error, too, and is told where the question is answered.
-        tracing::debug!(target: "librdkafka", ?level, fac, log_message, "librdkafka");
+        use RDKafkaLogLevel as Level;
+        match level {
+            // Comes as an error, too, and is told in one line by who handles that.
+            _ if refusal::is_one(log_message) => {
+                tracing::debug!(target: "librdkafka", fac, log_message, "librdkafka");
+            }
+            Level::Emerg | Level::Alert | Level::Critical | Level::Error => {
+                tracing::error!(target: "librdkafka", "librdkafka: {fac} {log_message}");
+            }
+            Level::Warning => tracing::warn!(target: "librdkafka", "librdkafka: {fac} {log_message}"),
+            Level::Notice | Level::Info => {
+                tracing::info!(target: "librdkafka", "librdkafka: {fac} {log_message}");
+            }
+            Level::Debug => tracing::debug!(target: "librdkafka", "librdkafka: {fac} {log_message}"),
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

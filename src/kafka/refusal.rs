@@ -5,7 +5,6 @@ use rdkafka::error::RDKafkaErrorCode;
 /// What to look at, by a part of what librdkafka says; the first that fits.
 const ADVICE: &[(&str, &str)] = &[
     ("nsupported SASL mechanism", "set KAFKA_SASL_MECHANISM to one that the listener offers"),
-    ("mechanism handshake failed", "set KAFKA_SASL_MECHANISM to one that the listener offers"),
     ("certificate verify failed", CERTIFICATE),
     ("certificate could not be verified", CERTIFICATE),
     ("ailed to verify broker certificate", CERTIFICATE),
@@ -34,6 +33,15 @@ const OWN_CERTIFICATE: &str = "the broker refuses our certificate: check KAFKA_S
 const LOGIN: &str = "check KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD, or the file they are in, or the token in \
     KAFKA_SASL_TOKEN_FILE";
 
+/// The connection went away while we logged in, as it does when a session or a token ends; the next one tells more.
+const PASSING: &[&str] = &["Broker transport failure", "Request not valid in current SASL state"];
+
+/// Whether a line of librdkafka's log tells of a refused connection.
+pub(super) fn is_one(line: &str) -> bool {
+    ["SASL", "SSL handshake failed", "OAUTHBEARER"].iter().any(|part| line.contains(part))
+        || ADVICE.iter().any(|(part, _)| line.contains(part))
+}
+
 /// Why a broker keeps us out, or we it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
@@ -48,6 +56,9 @@ pub(super) fn of(code: RDKafkaErrorCode, reason: &str) -> Option<Refusal> {
     let advice = ADVICE.iter().find(|(part, _)| reason.contains(part)).map(|(_, advice)| *advice);
     let advice = match code {
         RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed => {
+            if PASSING.iter().any(|part| reason.contains(part)) {
+                return None;
+            }
             advice.unwrap_or(LOGIN)
         }
         RDKafkaErrorCode::SSL => advice.unwrap_or(CERTIFICATE),
@@ -125,6 +136,12 @@ mod tests {
             of(Code::BrokerTransportFailure, "Connect to ipv4#127.0.0.1:1 failed: Connection refused"),
             None
         );
+        let handshake = "b:9: SASL OAUTHBEARER mechanism handshake failed: ";
+        for passing in
+            ["Broker: Request not valid in current SASL state: ..", "Local: Broker transport failure: .."]
+        {
+            assert_eq!(of(Code::Authentication, &format!("{handshake}{passing}")), None);
+        }
         assert_eq!(of(Code::AllBrokersDown, "1/1 brokers are down"), None);
     }
 }

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rdkafka::client::{ClientContext, OAuthToken};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
@@ -21,6 +22,10 @@ pub(super) struct Context {
 
 impl ClientContext for Context {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, log_message: &str) {
+        self.link.log(level, fac, log_message);
+    }
 
     fn error(&self, error: KafkaError, reason: &str) {
         // Errors also come out of poll, where they are handled; this is librdkafka's wording of them.

@@ -28,6 +28,7 @@ fn another_password_for_kafka_needs_no_restart() {
     });
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(daemon.log_text().matches(complaint).count(), 1, "{}", daemon.log_text());
+    assert!(!daemon.log_text().contains("librdkafka"), "one line is enough: {}", daemon.log_text());
     replace(&path, "first");
     check_end_to_end(&scene, 1);
 
