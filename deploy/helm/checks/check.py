@@ -39,12 +39,7 @@ NOT_SET = {
     "KAFKA_SASL_PASSWORD": "a secret; the chart mounts it as a file",
 }
 # Variables that the chart sets and settings.rs does not have yet. Take off what has come.
-COMING = {
-    "DATABASE_URL_FILE", "HTTP_PROBE_ADDRESS", "HTTP_TLS_CERTIFICATE_FILE", "HTTP_TLS_KEY_FILE", "HTTP_TOKEN_FILE",
-    "KAFKA_SASL_MECHANISM", "KAFKA_SASL_PASSWORD_FILE", "KAFKA_SASL_TOKEN_FILE", "KAFKA_SASL_USERNAME",
-    "KAFKA_SECURITY_PROTOCOL", "KAFKA_SSL_CA_FILE", "KAFKA_SSL_CERTIFICATE_FILE", "KAFKA_SSL_KEY_FILE",
-    "KAFKA_SSL_KEY_PASSWORD_FILE", "PGSSLCERT", "PGSSLKEY", "PGSSLMODE", "PGSSLROOTCERT", "REQUIRE_LEAST_PRIVILEGE",
-}
+COMING = {"REQUIRE_LEAST_PRIVILEGE"}
 # What the chart sets for itself.
 CHARTS_OWN = {"POD_NAME", "POD_NAMESPACE"}
 
@@ -163,7 +158,7 @@ def check_variables(renders, schema):
     rendered = {name for name in rendered if not name.startswith("OTEL_")} - CHARTS_OWN
     known = settable | rendered
     for name in sorted(of_daemon - known - set(NOT_SET)):
-        complain(f"{name} of src/config/settings.rs can't be set: add it to settings in values.schema.json, or to NOT_SET")
+        complain(f"{name} of src/config/settings.rs can't be set: add it to values.schema.json, or to NOT_SET")
     for name in sorted(known - of_daemon - COMING):
         complain(f"{name} is set by the chart, but is no variable of src/config/settings.rs")
     for name in sorted(set(NOT_SET) & known):
@@ -236,11 +231,12 @@ def check_values(schema, wants_write):
     text = readme.read_text()
     before, rest = text.split(TABLE_START)
     _, after = rest.split(TABLE_END)
-    new = before + TABLE_START + "\n" + table(schema, yaml.safe_load((CHART / "values.yaml").read_text())) + "\n" + TABLE_END + after
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    new = f"{before}{TABLE_START}\n{table(schema, values)}\n{TABLE_END}{after}"
     if wants_write:
         readme.write_text(new)
     elif new != text:
-        complain("README.md: its table of values is not that of values.yaml and values.schema.json; deploy/helm/check --write")
+        complain("README.md: its table is not that of values.yaml and values.schema.json; deploy/helm/check --write")
 
 
 def check_refused(helm, case, folder):
@@ -266,7 +262,7 @@ def report():
 
 
 def main():
-    *tools, = [pathlib.Path(argument) for argument in sys.argv[1:4]]
+    tools = [pathlib.Path(argument) for argument in sys.argv[1:4]]
     helms, validate = tools[:2], tools[2]
     wants_write = "--write" in sys.argv[4:]
     schema = json.loads((CHART / "values.schema.json").read_text())

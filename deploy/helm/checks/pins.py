@@ -90,7 +90,7 @@ def broken_files(component, spec):
     for volume in spec["volumes"]:
         for source in volume.get("projected", {}).get("sources", []):
             for part in source.values():
-                mounted |= {item["path"] for item in part.get("items", [])} | ({part["path"]} if "path" in part else set())
+                mounted |= {item["path"] for item in part.get("items", [part])}
     variables = environment(spec["containers"][0]).values()
     values = [variable.get("value", "") for variable in variables]
     named = {value.removeprefix(SECRETS_DIR) for value in values if value.startswith(SECRETS_DIR)}
