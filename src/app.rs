@@ -1,5 +1,6 @@
 //! Builds the daemon from its configuration, starts it, and stops it on SIGTERM or SIGINT.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::config::{Config, SpoolConfig};
-use crate::http::{About, Http};
+use crate::config::{Config, HttpConfig, SpoolConfig};
+use crate::http::{About, Http, Listeners, MainListener, TlsFiles, TlsListener};
 use crate::model::batch::BatchLimits;
 use crate::model::decode::{AssumeUtc, DecodeRules};
 use crate::observe::board::Board;
@@ -205,6 +206,27 @@ fn start_spool(
     Ok(Some(SpoolSettings { spool, after: settings.after }))
 }
 
+/// Opens the ports of the HTTP side.
+async fn listen(config: &HttpConfig) -> anyhow::Result<Listeners> {
+    let bind = async |variable: &str, address: SocketAddr| {
+        TcpListener::bind(address).await.with_context(|| {
+            format!("listen on {variable}={address}; choose another address or stop what uses it")
+        })
+    };
+    let main = bind("HTTP_ADDRESS", config.address).await?;
+    let main = match config.tls.clone() {
+        Some((certificate, key)) => {
+            MainListener::Tls(TlsListener::start(main, TlsFiles { certificate, key })?)
+        }
+        None => MainListener::Plain(main),
+    };
+    let probes = match config.probe_address {
+        Some(address) => Some(bind("HTTP_PROBE_ADDRESS", address).await?),
+        None => None,
+    };
+    Ok(Listeners { main, probes })
+}
+
 /// Runs the daemon until it is told to stop; `recent` is what its status page shows of the log.
 ///
 /// # Errors
@@ -219,10 +241,8 @@ pub async fn run(config: &Config, recent: RecentLines) -> anyhow::Result<()> {
         Traces::default()
     });
     let (stop, stopped) = watch::channel(false);
-    let address = config.process.http_address;
-    let listener = TcpListener::bind(address).await.with_context(|| {
-        format!("listen on HTTP_ADDRESS={address}; choose another address or stop what uses it")
-    })?;
+    let address = config.process.http.address;
+    let listeners = listen(&config.process.http).await?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     // A file that may not grow (RLIMIT_FSIZE) is an error of the write, which the spool knows, and not our end.
@@ -231,7 +251,8 @@ pub async fn run(config: &Config, recent: RecentLines) -> anyhow::Result<()> {
     // Before the spool, whose directory is inside by default.
     let home = open_home(config)?;
     let spool = start_spool(config, &mut store, &board)?;
-    let about = About { instance: store.instance, group: config.kafka.group.clone(), recent };
+    let token = config.process.http.token.clone();
+    let about = About { instance: store.instance, group: config.kafka.group.clone(), recent, token };
     let relay = RelaySettings {
         store: store.clone(),
         outlet: outlet_settings(config),
@@ -251,14 +272,16 @@ pub async fn run(config: &Config, recent: RecentLines) -> anyhow::Result<()> {
     let projector =
         ProjectorTask::start(config, store, home, (board.clone(), Arc::clone(&metrics), clock.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), group = config.kafka.group, %address, "started");
-    let http = tokio::spawn(Http::new(board, (metrics, clock), about).serve(listener, stopped));
+    let http = tokio::spawn(Http::new(board, (metrics, clock), about).serve(listeners, stopped));
     let pipeline = pipeline.run();
     tokio::pin!(pipeline);
     let outcome = tokio::select! {
         outcome = &mut pipeline => outcome,
         _ = &mut relay => {
             tracing::error!("the relay ended; the process must be started again");
-            stop_and_wait(&stop, pipeline).await?;
+            let stopped = stop_and_wait(&stop, pipeline).await;
+            tokio::task::block_in_place(|| traces.shutdown());
+            stopped?;
             anyhow::bail!("the relay ended");
         }
         _ = terminate.recv() => stop_and_wait(&stop, pipeline).await,

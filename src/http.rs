@@ -1,5 +1,8 @@
 //! The HTTP side: metrics, probes, status and the status page. Reads the board, decides nothing.
 //!
+//! `/` and `/status` ask for a token where there is one; the others are open, and may have a port of their own. See
+//! [`door`].
+//!
 //! | path | answer |
 //! | --- | --- |
 //! | `/` | the status page: one file that asks `/status` every 2 s |
@@ -9,6 +12,7 @@
 //! | `/healthz` | the same as `/livez` |
 //! | `/status` | JSON: guarantee, partitions with epochs, positions and lags, holds, database, spool, relay, day files, totals, latencies; mode, the last 15 minutes, dead letters by reason, the last warnings and errors, and who answers |
 
+mod door;
 mod page;
 mod status;
 
@@ -17,14 +21,16 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+pub use self::door::{TlsFiles, TlsListener};
 use self::page::Page;
+use crate::config::SecretFile;
 use crate::model::spool::mode::Mode;
 use crate::observe::board::{Board, BoardState, DatabaseState, OwnedPartition, Phase};
 use crate::observe::{Clock, History, LagSample, Metrics, RecentLines};
@@ -42,6 +48,39 @@ pub struct About {
     pub group: String,
     /// The last warnings and errors of its log.
     pub recent: RecentLines,
+    /// The token that `/` and `/status` ask for.
+    pub token: Option<SecretFile>,
+}
+
+/// Where the HTTP side listens.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For everything.
+    pub main: MainListener,
+    /// For metrics and probes, without TLS and token.
+    pub probes: Option<TcpListener>,
+}
+
+/// With TLS, or without.
+#[derive(Debug)]
+pub enum MainListener {
+    /// In plain text.
+    Plain(TcpListener),
+    /// After a handshake.
+    Tls(TlsListener),
+}
+
+async fn serve_one<L>(listener: L, router: Router, mut stop: watch::Receiver<bool>) -> std::io::Result<()>
+where
+    L: axum::serve::Listener,
+    L::Addr: std::fmt::Debug,
+{
+    let stopped = async move {
+        if stop.wait_for(|stop| *stop).await.is_err() {
+            tracing::debug!("whoever stops the http server is gone; stopping");
+        }
+    };
+    axum::serve(listener, router).with_graceful_shutdown(stopped).into_future().await
 }
 
 /// What the handlers read.
@@ -70,27 +109,33 @@ impl Http {
         Self { board, metrics, clock, started_at, about, history: History::default(), page }
     }
 
-    /// Serves `listener` until `stop` says so; meanwhile the history of the status page is recorded.
+    /// Serves `listeners` until `stop` says so; meanwhile the history of the status page is recorded.
     ///
     /// # Errors
-    /// The listener's.
-    pub async fn serve(self, listener: TcpListener, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {
+    /// The listeners'.
+    pub async fn serve(self, listeners: Listeners, stop: watch::Receiver<bool>) -> std::io::Result<()> {
         let recording = self.history.clone().record(self.board.clone(), self.clock.clone());
-        let router = Router::new()
-            .route("/", get(page))
+        let open = Router::new()
             .route("/metrics", get(metrics))
             .route("/livez", get(live))
             .route("/healthz", get(live))
-            .route("/readyz", get(ready))
-            .route("/status", get(status))
-            .with_state(self);
-        let stopped = async move {
-            if stop.wait_for(|stop| *stop).await.is_err() {
-                tracing::debug!("whoever stops the http server is gone; stopping");
+            .route("/readyz", get(ready));
+        let all = open.clone().route("/", get(page)).route("/status", get(status)).with_state(self.clone());
+        let Listeners { main, probes } = listeners;
+        let served = async {
+            match main {
+                MainListener::Plain(listener) => serve_one(listener, all, stop.clone()).await,
+                MainListener::Tls(listener) => serve_one(listener, all, stop.clone()).await,
+            }
+        };
+        let probed = async {
+            match probes {
+                Some(listener) => serve_one(listener, open.with_state(self), stop.clone()).await,
+                None => Ok(()),
             }
         };
         tokio::select! {
-            served = axum::serve(listener, router).with_graceful_shutdown(stopped).into_future() => served,
+            served = async { tokio::try_join!(served, probed) } => served.map(|_both| ()),
             never = recording => match never {},
         }
     }
@@ -219,11 +264,14 @@ async fn ready(State(http): State<Http>) -> Response {
     (code, body).into_response()
 }
 
-async fn page(State(http): State<Http>) -> Response {
-    http.page.answer()
+async fn page(State(http): State<Http>, headers: HeaderMap) -> Response {
+    door::turn_away(http.about.token.as_ref(), &headers).unwrap_or_else(|| http.page.answer())
 }
 
-async fn status(State(http): State<Http>) -> Response {
+async fn status(State(http): State<Http>, headers: HeaderMap) -> Response {
+    if let Some(refusal) = door::turn_away(http.about.token.as_ref(), &headers) {
+        return refusal;
+    }
     let body = http.status_json().to_string();
     ([(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")], body).into_response()
 }

@@ -190,11 +190,13 @@ pub(super) fn run(args: &EmitArgs, config: &Config, out: &mut dyn Write) -> anyh
     let clock = Clock;
     let producer = producer(args, config).context("make a kafka producer")?;
     let started_at = clock.monotonic();
-    let (sent_count, totals) = match args.generate {
-        Some(record_count) => generate(args, record_count, &producer, &clock)?,
-        None => (read_and_send(args, &producer)?, None),
+    let sent = match args.generate {
+        Some(record_count) => generate(args, record_count, &producer, &clock),
+        None => read_and_send(args, &producer).map(|sent_count| (sent_count, None)),
     };
     let flushed = producer.flush(Duration::from_millis(u64::from(args.timeout_ms)) + Duration::from_secs(1));
+    producer.context().traces.shutdown();
+    let (sent_count, totals) = sent?;
     let seconds = clock.monotonic().saturating_duration_since(started_at).as_secs_f64();
     let deliveries = producer.context();
     let delivered_count = deliveries.delivered_count.load(Ordering::Relaxed);
@@ -212,7 +214,6 @@ pub(super) fn run(args: &EmitArgs, config: &Config, out: &mut dyn Write) -> anyh
             config.kafka.brokers
         );
     }
-    deliveries.traces.shutdown();
     report(args, out, deliveries, (delivered_count, seconds, totals))?;
     Ok(ExitStatus::Success)
 }

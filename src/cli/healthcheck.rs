@@ -13,7 +13,8 @@ use crate::config::Config;
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<ExitStatus> {
-    let mut address = config.process.http_address;
+    let http = &config.process.http;
+    let mut address = http.probe_address.unwrap_or(http.address);
     if address.ip().is_unspecified() {
         let loopback =
             if address.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) };

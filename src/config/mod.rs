@@ -5,6 +5,7 @@
 //! variable counts as not set. A wrong value gives one line with the variable, the value and what is accepted.
 
 mod database;
+mod http;
 mod kafka;
 mod parse;
 mod projection;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use database::{DatabaseTarget, DatabaseTargetError};
+pub use http::HttpConfig;
 pub use kafka::{KafkaConfig, KafkaLogin, KafkaProperties, TopicSelection};
 pub use projection::DayFileConfig;
 pub use secret::{Secret, SecretFile, SecretFileError};
@@ -153,8 +155,8 @@ pub struct SpoolConfig {
 /// Where the process listens, logs and keeps files, and how it stops.
 #[derive(Debug, Clone)]
 pub struct ProcessConfig {
-    /// `HTTP_ADDRESS`.
-    pub http_address: std::net::SocketAddr,
+    /// The HTTP side.
+    pub http: HttpConfig,
     /// `LOG_DIR`.
     pub log_dir: PathBuf,
     /// `LOG_LEVEL`.
@@ -328,7 +330,7 @@ impl Config {
 
     fn process(settings: &Settings, reader: &mut Reader) -> ProcessConfig {
         ProcessConfig {
-            http_address: reader.address("HTTP_ADDRESS", &settings.http_address, "0.0.0.0:8080"),
+            http: http::read(settings, reader),
             log_dir: PathBuf::from(reader.text("LOG_DIR", &settings.log_dir, LOG_DIR)),
             log_level: reader.one_of(
                 "LOG_LEVEL",

@@ -196,6 +196,24 @@ pub struct Settings {
     /// Where metrics, probes and status are served [default: 0.0.0.0:8080]
     #[arg(long, global = true, env = "HTTP_ADDRESS", value_name = "HOST:PORT", hide_env_values = true)]
     pub http_address: Option<String>,
+    /// Certificate of the HTTP side, in PEM, with those that lead to its authority
+    #[arg(
+        long,
+        global = true,
+        env = "HTTP_TLS_CERTIFICATE_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub http_tls_certificate_file: Option<String>,
+    /// Its key, in PEM
+    #[arg(long, global = true, env = "HTTP_TLS_KEY_FILE", value_name = "FILE", hide_env_values = true)]
+    pub http_tls_key_file: Option<String>,
+    /// A file that holds the token which / and /status ask for
+    #[arg(long, global = true, env = "HTTP_TOKEN_FILE", value_name = "FILE", hide_env_values = true)]
+    pub http_token_file: Option<String>,
+    /// Where metrics and probes are served, too: in plain text, without a token
+    #[arg(long, global = true, env = "HTTP_PROBE_ADDRESS", value_name = "HOST:PORT", hide_env_values = true)]
+    pub http_probe_address: Option<String>,
     /// Directory of this instance's files [default: /logs]
     #[arg(long, global = true, env = "LOG_DIR", value_name = "DIR", hide_env_values = true)]
     pub log_dir: Option<String>,

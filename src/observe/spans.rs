@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::traces::Traces;
 use crate::model::position::{Offset, Partition};
-use crate::model::trace::{SpanId, TraceContext, TraceId};
+use crate::model::trace::{Parent, SpanId, TraceContext, TraceId};
 
 /// What is done with records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,10 +84,33 @@ pub struct Statement<'a> {
     pub operation: &'static str,
     /// `db.collection.name`.
     pub table: &'static str,
-    /// The SQLSTATE, when it failed.
+    /// The SQLSTATE, when PostgreSQL answered with one.
     pub sqlstate: Option<&'a str>,
+    /// Which PostgreSQL.
+    pub server: Option<&'a Server>,
     /// When.
     pub lasted: Lasted,
+}
+
+/// A PostgreSQL, by its URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// `server.address`.
+    pub host: String,
+    /// `server.port`.
+    pub port: u16,
+    /// `db.namespace`.
+    pub database: String,
+}
+
+impl Server {
+    fn attributes(&self) -> [KeyValue; 3] {
+        [
+            KeyValue::new("db.namespace", self.database.clone()),
+            KeyValue::new("server.address", self.host.clone()),
+            KeyValue::new("server.port", i64::from(self.port)),
+        ]
+    }
 }
 
 /// A step, for [`Traces::step`].
@@ -129,8 +152,11 @@ pub struct TracedRecord {
 impl TracedRecord {
     /// A link to the span that it was sent by; where the trace alone is known, to the one that tells of it.
     fn link(&self) -> Option<Link> {
-        let span = self.context.parent.map(|parent| parent.span).or(self.span)?;
-        Some(Link::new(context(self.context.trace, span), self.attributes(), 0))
+        let to = match self.context.parent {
+            Some(parent) => sender(self.context.trace, parent),
+            None => context(self.context.trace, self.span?),
+        };
+        Some(Link::new(to, self.attributes(), 0))
     }
 
     fn attributes(&self) -> Vec<KeyValue> {
@@ -224,6 +250,13 @@ fn context(trace: TraceId, span: SpanId) -> SpanContext {
     SpanContext::new(trace, span_id(span), TraceFlags::SAMPLED, false, TraceState::NONE)
 }
 
+/// The context of the span that a record was sent by.
+fn sender(trace: TraceId, parent: Parent) -> SpanContext {
+    let flags = if parent.is_sampled { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
+    let trace = trace::TraceId::from_bytes(trace.as_bytes());
+    SpanContext::new(trace, span_id(parent.span), flags, true, TraceState::NONE)
+}
+
 fn status(failure: Option<&Failure>) -> (Status, Option<KeyValue>) {
     match failure {
         Some(failure) => (
@@ -241,21 +274,24 @@ impl Traces {
         if !self.is_on() {
             return;
         }
-        let (sampling, room_count) = (self.sampling(), self.room_count());
+        let (sampling, room_count, has_failed) = (self.sampling(), self.room_count(), step.failure.is_some());
         let (mut kept, mut kept_count) = (Vec::new(), 0);
         for mut record in records {
             if record.rejection.is_some() || sampling.keeps(&record.context) {
                 kept_count += 1;
-                if kept.len() < room_count.max(self.link_max_count()) {
+                if kept.len() < room_count {
                     // A link to a record whose trace alone is known leads to what tells of it here.
-                    record.span = record.span.or_else(|| self.new_span());
+                    record.span = record.span.or_else(|| self.new_span().filter(|_| !has_failed));
                     kept.push(record);
                 }
             }
         }
-        let Some(root_span) = self.new_span().filter(|_| kept_count > 0 || step.failure.is_some()) else {
+        let Some(root_span) = self.new_span().filter(|_| kept_count > 0 || has_failed) else { return };
+        if room_count == 0 {
+            let record_count = if has_failed { 0 } else { kept_count };
+            self.drop_spans(1 + step.polls.len() + usize::from(step.statement.is_some()) + record_count);
             return;
-        };
+        }
         let root = context(step.trace, root_span);
         let links: Vec<Link> =
             kept.iter().take(self.link_max_count()).filter_map(TracedRecord::link).collect();
@@ -267,12 +303,14 @@ impl Traces {
         self.give(|scope| {
             let links = span_links(links, dropped_count);
             let (_, _, kind) = step.root.operation.names();
+            // It is not what the records name as their sender.
+            let kind = if kind == SpanKind::Producer { SpanKind::Client } else { kind };
             let (name, lasted) = (step.root.name(), step.root.lasted);
             Draft { context: root.clone(), parent: None, kind, name, lasted, attributes, links, status }
                 .into_span(scope)
         });
         self.give_children(&step, root_span);
-        if step.failure.is_none() {
+        if !has_failed {
             self.drop_spans(kept_count - kept.len());
             for record in kept {
                 self.give_record(&step.root, record, Some(&root), None);
@@ -301,7 +339,8 @@ impl Traces {
             KeyValue::new("db.collection.name", statement.table),
             KeyValue::new("db.operation.name", statement.operation),
         ];
-        let attributes = attributes.into_iter().chain(sqlstate).chain(error).collect();
+        let server = statement.server.into_iter().flat_map(Server::attributes);
+        let attributes = attributes.into_iter().chain(server).chain(sqlstate).chain(error).collect();
         self.give(|scope| {
             let (context, parent, kind) = (context(step.trace, span), Some((root, false)), SpanKind::Client);
             let (name, links) = (format!("{} audit_events", statement.operation), SpanLinks::default());

@@ -80,9 +80,14 @@ impl Traces {
     /// # Errors
     /// When the variables can't be used.
     pub fn from_environment(counter: SpanCounter) -> Result<Self, TracesError> {
-        let sampling = sampling()?;
         if !is_on() {
-            return Ok(Self { sampling, export: None });
+            // `emit` writes headers without them, too.
+            return Ok(Self { sampling: sampling().unwrap_or(Sampling::new(1.0, true)), export: None });
+        }
+        let sampling = sampling()?;
+        if let Some(value) = variable("OTEL_EXPORTER_OTLP_PROTOCOL").filter(|value| value != "grpc") {
+            let (variable, accepted) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+            return Err(TracesError::Variable { variable, value, accepted });
         }
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
@@ -133,6 +138,12 @@ impl Traces {
         })
     }
 
+    /// The id of a trace that tells of a step; `None` while spans go nowhere.
+    #[must_use]
+    pub fn begin(&self) -> Option<TraceId> {
+        self.export.as_ref().and_then(|_| self.new_trace())
+    }
+
     /// The id of a trace that begins here.
     #[must_use]
     pub fn new_trace(&self) -> Option<TraceId> {
@@ -148,11 +159,14 @@ impl Traces {
     /// Gives a span away, made by `make`; counts it as dropped while the queue is full.
     pub(super) fn give(&self, make: impl FnOnce(InstrumentationScope) -> SpanData) {
         let Some(export) = &self.export else { return };
-        if self.room_count() == 0 {
+        // So the processor's queue, which is as long, is never full.
+        let taken = export.pending_count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+            (count < export.queue_max_count).then_some(count + 1)
+        });
+        if taken.is_err() {
             export.counter.dropped(1);
             return;
         }
-        export.pending_count.fetch_add(1, Ordering::Relaxed);
         export.processor.on_end(make(export.scope.clone()));
     }
 

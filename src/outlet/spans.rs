@@ -25,11 +25,12 @@ pub struct TracedLetters {
 }
 
 impl LetterSpans {
-    /// What the dead letter topic gets: spans that the letters' `traceparent` names, kept always.
+    /// What the dead letter topic gets: kept always. A letter's span has the same id for ever: where its `traceparent` is
+    /// ours it names it, and who finds letters sent by a relay that died tells of them once more.
     #[must_use]
     pub fn letters<'a>(&self, rows: impl ExactSizeIterator<Item = &'a DeadLetterRow>) -> TracedLetters {
         self.begin(rows, |row, record| {
-            record.span = row.id.span().filter(|_| record.context.parent.is_none());
+            record.span = row.id.span();
             record.rejection = Some(Cow::Owned(row.reason.clone()));
         })
     }
@@ -64,20 +65,15 @@ impl LetterSpans {
     }
 
     /// They were sent to `topic` by a producer of `group`, or not: `error` is its class and for people.
-    pub fn ended(
-        &self,
-        letters: TracedLetters,
-        (topic, group): (&str, &str),
-        error: Option<(&'static str, String)>,
-    ) {
-        let Some(trace) = self.traces.new_trace().filter(|_| self.traces.is_on()) else { return };
+    pub fn ended(&self, letters: TracedLetters, topic: &str, error: Option<(&'static str, String)>) {
+        let Some(trace) = self.traces.begin() else { return };
         let elapsed = self.clock.monotonic().saturating_duration_since(letters.began_at);
         let to = self.clock.system();
         let root = Messaging {
             operation: Operation::Send,
             topic: Some(topic),
             partition: None,
-            group: Some(group),
+            group: None,
             record_count: letters.count,
             lasted: Lasted { from: to.checked_sub(elapsed).unwrap_or(to), to },
         };

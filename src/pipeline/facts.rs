@@ -1,7 +1,7 @@
 //! What a lane tells the board, the metrics, the log and the traces; per batch, not per record.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::lane::GiveUp;
@@ -16,8 +16,8 @@ use crate::observe::Metrics;
 use crate::observe::board::Board;
 use crate::store::{CommitOutcome, CommitPath, CommittedPart, StoreError};
 
-/// How many dead letters of one commit the log names.
-const TOLD_MAX_COUNT: usize = 20;
+/// How many dead letters the log names in a second, by each lane.
+const TOLD_MAX_COUNT: u64 = 20;
 
 /// A lane's way to them.
 #[derive(Debug, Clone)]
@@ -25,6 +25,8 @@ pub(super) struct LaneFacts {
     metrics: Arc<Metrics>,
     board: Board,
     spans: BatchSpans,
+    /// In which second how many dead letters were named.
+    told: Arc<Mutex<(i64, u64)>>,
 }
 
 /// Says in the log that a record is a dead letter; `true` when it did.
@@ -45,7 +47,18 @@ fn tell(batch: &Batch, entry: &Entry, letter: &DeadLetter) -> bool {
 
 impl LaneFacts {
     pub(super) fn new(metrics: Arc<Metrics>, board: Board, spans: BatchSpans) -> Self {
-        Self { metrics, board, spans }
+        Self { metrics, board, spans, told: Arc::default() }
+    }
+
+    /// Whether the log may name another dead letter.
+    fn may_tell(&self, now_ms: i64) -> bool {
+        let second = now_ms.div_euclid(1000);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.0 != second {
+            *told = (second, 0);
+        }
+        told.1 += 1;
+        told.1 <= TOLD_MAX_COUNT
     }
 
     pub(super) fn took(&self, chunk: &Chunk, elapsed: Duration) {
@@ -115,7 +128,7 @@ impl LaneFacts {
             match &entry.fate {
                 Fate::DeadLetter(letter) => {
                     *rejected.entry(letter.rejection.code).or_default() += 1;
-                    told_count += usize::from(told_count < TOLD_MAX_COUNT && tell(batch, entry, letter));
+                    told_count += u64::from(self.may_tell(now_ms) && tell(batch, entry, letter));
                 }
                 Fate::Event(_, noted) => {
                     *trust.entry(noted.trust_percent).or_default() += 1;
@@ -126,9 +139,11 @@ impl LaneFacts {
             }
         }
         let rejected_count: u64 = rejected.values().sum();
-        let untold_count = rejected_count.saturating_sub(u64::try_from(told_count).unwrap_or(u64::MAX));
-        if untold_count > 0 {
-            tracing::info!(count = untold_count, "more records of the same commit are dead letters");
+        if rejected_count > told_count && self.may_tell(now_ms) {
+            tracing::info!(
+                count = rejected_count - told_count,
+                "more records of the same commit are dead letters"
+            );
         }
         self.metrics.trusted(&trust);
         flagged.into_iter().for_each(|(flag, count)| self.metrics.flagged(flag, count));
@@ -155,11 +170,10 @@ impl LaneFacts {
     /// A commit was tried and ended. Returns the trace that tells of it, while traces go anywhere.
     pub(super) fn traced(
         &self,
-        batch: Option<&(Batch, CommitPath)>,
+        (batch, path): &(Batch, CommitPath),
         outcome: &Result<Option<CommitOutcome>, StoreError>,
         elapsed: Duration,
     ) -> Option<TraceId> {
-        let (batch, path) = batch?;
         let outcome =
             outcome.as_ref().map_or_else(|error| Some(Err(error)), |outcome| outcome.as_ref().map(Ok))?;
         self.spans.committed((batch, *path), outcome, elapsed)

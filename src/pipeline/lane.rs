@@ -385,10 +385,13 @@ impl Lane {
     }
 
     fn settle(&mut self, done: WorkDone, elapsed: Duration) {
-        let WorkDone { session, seen, has_adopted, was_tried, batch, outcome, default_count } = done;
+        let WorkDone { session, seen, has_adopted, began_at, batch, outcome, default_count } = done;
         self.session = session;
         self.facts.worked(batch.is_some(), &outcome, (elapsed, default_count));
-        let trace = self.facts.traced(batch.as_ref().filter(|_| was_tried), &outcome, elapsed);
+        let trace = began_at.and_then(|began_at| {
+            let lasted = self.settings.clock.monotonic().saturating_duration_since(began_at);
+            self.facts.traced(batch.as_ref()?, &outcome, lasted)
+        });
         if let Some((batch, _)) = batch.as_ref().filter(|(batch, _)| !batch.is_empty()) {
             // Back to the front; what follows takes it away if it was stored or is stale.
             self.queue.push_front(batch.clone());
@@ -415,7 +418,7 @@ impl Lane {
                 self.lose_session();
                 let _in = trace.map(|trace| tracing::error_span!("commit", trace_id = %trace).entered());
                 // What went wrong before the commit says nothing of the batch.
-                self.failed(error, batch.filter(|_| was_tried));
+                self.failed(error, batch.filter(|_| began_at.is_some()));
             }
         }
     }

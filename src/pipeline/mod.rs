@@ -195,8 +195,7 @@ impl Pipeline {
             work_deadline: settings.statement_timeout + WORK_MARGIN,
             clock: clock.clone(),
         };
-        let group = Arc::clone(&settings.store.group);
-        let spans = BatchSpans { traces: traces.clone(), group, clock: clock.clone() };
+        let spans = BatchSpans::new(&settings.store, traces.clone(), clock.clone());
         let (mut queues, mut lanes, mut lane_tasks) = (Vec::new(), Vec::new(), JoinSet::new());
         for index in 0..settings.lane_count.max(1) {
             let (chunks_tx, chunks) = mpsc::channel::<Arc<Chunk>>(LANE_QUEUE_COUNT);

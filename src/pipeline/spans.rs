@@ -11,9 +11,9 @@ use crate::model::decode::identify;
 use crate::model::position::TopicPartition;
 use crate::model::record::Chunk;
 use crate::model::trace::{TraceContext, TraceId};
-use crate::observe::spans::{Failure, Lasted, Messaging, Operation, Statement, Step, TracedRecord};
+use crate::observe::spans::{Failure, Lasted, Messaging, Operation, Server, Statement, Step, TracedRecord};
 use crate::observe::{Clock, Traces};
-use crate::store::{CommitOutcome, CommitPath, StoreError, copy};
+use crate::store::{CommitOutcome, CommitPath, StoreError, StoreSettings, copy};
 
 /// The table that a commit copies to.
 const TABLE: &str = "audit_events.events";
@@ -22,19 +22,27 @@ const TABLE: &str = "audit_events.events";
 #[derive(Debug, Clone)]
 pub(super) struct BatchSpans {
     pub(super) traces: Traces,
-    pub(super) group: Arc<str>,
+    group: Arc<str>,
+    server: Option<Server>,
     pub(super) clock: Clock,
 }
 
 impl BatchSpans {
-    /// A commit ended that took `elapsed`. Returns the trace that tells of it, while traces go anywhere.
+    pub(super) fn new(store: &StoreSettings, traces: Traces, clock: Clock) -> Self {
+        // Where the URL is in a file: the one at the start.
+        let server = store.place().map(|(host, port, database)| Server { host, port, database });
+        Self { traces, group: Arc::clone(&store.group), server, clock }
+    }
+
+    /// A commit ended that took `elapsed`. Returns the trace that tells of it, while traces go anywhere. A stale one is told
+    /// by nobody: what it holds is told by whoever stores it.
     pub(super) fn committed(
         &self,
         (batch, path): (&Batch, CommitPath),
         outcome: Result<&CommitOutcome, &StoreError>,
         elapsed: Duration,
     ) -> Option<TraceId> {
-        let trace = self.traces.new_trace().filter(|_| self.traces.is_on())?;
+        let trace = self.traces.begin().filter(|_| !matches!(outcome, Ok(CommitOutcome::Stale(_))))?;
         let lasted = self.lasted(elapsed);
         let chunks = chunks_of(batch);
         let path = match path {
@@ -42,16 +50,12 @@ impl BatchSpans {
             CommitPath::Merge => "merge",
         };
         let from = if chunks.iter().all(|(chunk, _)| chunk.polled.is_some()) { "kafka" } else { "spool" };
-        let name = match outcome {
-            Ok(CommitOutcome::Committed { .. }) => "committed",
-            Ok(CommitOutcome::Stale(_)) => "stale",
-            Err(error) => error.class(),
-        };
-        let is_committed = name == "committed";
+        let name = outcome.err().map_or("committed", StoreError::class);
         let failure = outcome
             .err()
             .map(|error| Failure { kind: Cow::Borrowed(error.class()), message: error.to_string() });
-        let polls = chunks.iter().filter(|_| is_committed).filter_map(|(chunk, count)| poll(chunk, *count));
+        let polls =
+            chunks.iter().filter(|_| outcome.is_ok()).filter_map(|(chunk, count)| self.poll(chunk, *count));
         let polls: Vec<Messaging<'_>> = polls.collect();
         let first = polls.iter().map(|poll| poll.lasted.from).min();
         let sources: Vec<&Arc<TopicPartition>> = chunks.iter().map(|(chunk, _)| &chunk.source).collect();
@@ -66,7 +70,9 @@ impl BatchSpans {
             statement: Some(Statement {
                 operation: "COPY",
                 table: TABLE,
-                sqlstate: outcome.err().and_then(StoreError::sqlstate),
+                // Not what we call an error below SQL.
+                sqlstate: outcome.err().and_then(StoreError::sqlstate).filter(|code| code.len() == 5),
+                server: self.server.as_ref(),
                 lasted,
             }),
             attributes: vec![
@@ -76,17 +82,15 @@ impl BatchSpans {
             ],
             failure,
         };
-        // What a stale batch holds is told by whoever stores it.
-        let entries = batch.entries().iter().filter(|_| name != "stale");
-        self.traces.step(step, entries.filter_map(|entry| traced(batch, entry)));
+        self.traces.step(step, batch.entries().iter().filter_map(|entry| traced(batch, entry)));
         Some(trace)
     }
 
-    /// The records of `chunk` whose traces are kept, while traces go anywhere and as many as there is room for. Without
-    /// room the records are not looked into, and all counted as dropped.
+    /// The records of `chunk` whose traces are kept, while traces go anywhere. Without room for spans the records are not
+    /// looked into, and all counted as dropped.
     pub(super) fn kept_of(&self, chunk: &Chunk) -> Vec<TracedRecord> {
-        let (sampling, room_count) = (self.traces.sampling(), self.traces.room_count());
-        if room_count == 0 {
+        let sampling = self.traces.sampling();
+        if self.traces.room_count() == 0 {
             self.traces.drop_spans(chunk.records.len());
             return Vec::new();
         }
@@ -104,7 +108,7 @@ impl BatchSpans {
                 rejection: None,
             })
         });
-        records.filter(|record| sampling.keeps(&record.context)).take(room_count).collect()
+        records.filter(|record| sampling.keeps(&record.context)).collect()
     }
 
     /// An append to the spool ended that took `elapsed`; of its records these are kept.
@@ -114,7 +118,7 @@ impl BatchSpans {
         kept: impl Iterator<Item = TracedRecord>,
         (elapsed, error): (Duration, Option<&str>),
     ) {
-        let Some(trace) = self.traces.new_trace().filter(|_| self.traces.is_on()) else { return };
+        let Some(trace) = self.traces.begin() else { return };
         let failure = error.map(|error| Failure { kind: "disk".into(), message: error.to_owned() });
         let root = self.messaging(Operation::Spool, sources, record_count, self.lasted(elapsed));
         let step = Step { trace, root, polls: Vec::new(), statement: None, attributes: Vec::new(), failure };
@@ -144,6 +148,21 @@ impl BatchSpans {
     fn lasted(&self, elapsed: Duration) -> Lasted {
         let to = self.clock.system();
         Lasted { from: to.checked_sub(elapsed).unwrap_or(to), to }
+    }
+
+    /// How a chunk was polled; `None`: it came from the spool.
+    fn poll<'a>(&'a self, chunk: &'a Chunk, record_count: usize) -> Option<Messaging<'a>> {
+        let at = |ms: i64| UNIX_EPOCH.checked_add(Duration::from_millis(u64::try_from(ms).ok()?));
+        let polled = chunk.polled?;
+        let (from, to): (SystemTime, SystemTime) = (at(polled.from_ms)?, at(polled.to_ms)?);
+        Some(Messaging {
+            operation: Operation::Poll,
+            topic: Some(&chunk.source.topic),
+            partition: Some(chunk.source.partition),
+            group: Some(&self.group),
+            record_count,
+            lasted: Lasted { from, to },
+        })
     }
 }
 
@@ -179,20 +198,5 @@ fn traced(batch: &Batch, entry: &Entry) -> Option<TracedRecord> {
         correlation_id,
         audit_id,
         rejection,
-    })
-}
-
-/// How a chunk was polled; `None`: it came from the spool.
-fn poll(chunk: &Chunk, record_count: usize) -> Option<Messaging<'_>> {
-    let at = |ms: i64| UNIX_EPOCH.checked_add(Duration::from_millis(u64::try_from(ms).ok()?));
-    let polled = chunk.polled?;
-    let (from, to): (SystemTime, SystemTime) = (at(polled.from_ms)?, at(polled.to_ms)?);
-    Some(Messaging {
-        operation: Operation::Poll,
-        topic: Some(&chunk.source.topic),
-        partition: Some(chunk.source.partition),
-        group: None,
-        record_count,
-        lasted: Lasted { from, to },
     })
 }

@@ -203,7 +203,7 @@ pub(super) struct Storer {
 impl Storer {
     pub(super) fn new(store: StoreSettings, rules: Arc<DecodeRules>, traces: Traces) -> Self {
         let deadline = store.statement_timeout() + WORK_MARGIN;
-        let spans = BatchSpans { traces, group: Arc::clone(&store.group), clock: Clock };
+        let spans = BatchSpans::new(&store, traces, Clock);
         let (sources, path) = (Arc::default(), CommitPath::Direct);
         Self { store, rules, sources, deadline, spans, session: None, path }
     }

@@ -1,11 +1,12 @@
 //! One piece of a lane's work with PostgreSQL, done in a task of its own so that the lane goes on decoding.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
 use crate::model::batch::Batch;
 use crate::model::position::StreamPartition;
+use crate::observe::Clock;
 use crate::store::{
     Claim, ClaimedPosition, CommitOutcome, CommitPath, Session, SessionPurpose, StoreError, StoreSettings,
 };
@@ -35,8 +36,8 @@ pub(super) struct WorkDone {
     pub(super) seen: Option<(Vec<Claim>, Positions)>,
     /// Whether the session was written into the rows of those claims.
     pub(super) has_adopted: bool,
-    /// Whether the commit was tried: an error before it says nothing of the batch.
-    pub(super) was_tried: bool,
+    /// When the commit was begun; `None`: it was not tried, and an error before it says nothing of the batch.
+    pub(super) began_at: Option<Instant>,
     /// The batch, and what became of it; without an outcome it was not tried, as a claim was lost or moved.
     pub(super) batch: Option<(Batch, CommitPath)>,
     /// How the commit ended, if it was tried.
@@ -53,7 +54,7 @@ impl Work {
             session: None,
             seen: None,
             has_adopted: false,
-            was_tried: false,
+            began_at: None,
             batch,
             outcome: Ok(None),
             default_count: 0,
@@ -96,7 +97,7 @@ impl WorkDone {
         let outcome = match &self.batch {
             Some((batch, path)) if agrees => {
                 self.default_count = session.ensure_partitions(batch).await?;
-                self.was_tried = true;
+                self.began_at = Some(Clock.monotonic());
                 Some(session.commit(&store.group, batch, *path).await?)
             }
             _ => None,

@@ -310,7 +310,7 @@ impl Relay {
             let relayed = self.with_letters(move |letters| letters.relay(&sent, &rows)).await;
             let topic = format!("{}{TOPIC_SUFFIX}", stream.topic);
             let error = relayed.as_ref().err().map(|error| (error.class(), error.to_string()));
-            self.spans.ended(traced, (&topic, &self.settings.store.group), error);
+            self.spans.ended(traced, &topic, error);
             let relayed = relayed?;
             failpoint::at("relay_before_mark");
             let marked_count = answered(self.session()?.mark_relayed(stream.stream, &relayed)).await?;

@@ -46,6 +46,13 @@ impl StoreSettings {
         self.statement_timeout
     }
 
+    /// Host, port and database, as far as the URL names them now.
+    #[must_use]
+    pub fn place(&self) -> Option<(String, u16, String)> {
+        let options = self.target.options().ok()?;
+        Some((options.get_host().to_owned(), options.get_port(), options.get_database()?.to_owned()))
+    }
+
     /// Opens a session for `purpose`.
     ///
     /// Cancel safe: a dropped future closes the connection.

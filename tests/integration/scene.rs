@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -499,9 +499,24 @@ impl Daemon {
 
     /// The status code and body of a GET; `None` while nobody listens.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        self.get_with(path, "")
+    }
+
+    /// The same with further header lines.
+    pub(crate) fn get_with(&self, path: &str, headers: &str) -> Option<(u16, String)> {
+        Self::ask(([127, 0, 0, 1], self.port).into(), path, headers)
+    }
+
+    /// The same of another port.
+    pub(crate) fn get_at(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+        Self::ask(address, path, "")
+    }
+
+    fn ask(address: SocketAddr, path: &str, headers: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(address).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n")
+            .ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let code = answer.split(' ').nth(1)?.parse().ok()?;

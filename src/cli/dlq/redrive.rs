@@ -282,7 +282,7 @@ impl Redrive<'_> {
         failpoint::at("redrive_after_intent");
         let outcome = tokio::task::block_in_place(|| self.kafka.send(&topic, &records));
         let error = outcome.as_ref().err().map(|error| (error.class(), error.to_string()));
-        self.spans.ended(traced, (&topic.name, self.group), error);
+        self.spans.ended(traced, &topic.name, error);
         outcome?;
         failpoint::at("redrive_before_settle");
         let details = json!({"topic": topic.name});

@@ -130,10 +130,16 @@ impl Collector {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let received = Received::default();
-        let service = TraceServiceServer::new(received.clone()).max_decoding_message_size(64 << 20);
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let service = TraceServiceServer::new(received.clone());
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let incoming = tonic::transport::server::TcpIncoming::from(listener);
         runtime.spawn(async move {
-            tonic::transport::Server::builder().add_service(service).serve(address).await.unwrap();
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming)
+                .await
+                .unwrap();
         });
         wait_for("the collector", Duration::from_secs(10), || TcpStream::connect(address).is_ok());
         Self { address, received, _runtime: runtime }
@@ -184,7 +190,7 @@ impl Official {
         let found = Command::new(tools).arg("otelcol").output().unwrap();
         assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
         let program = String::from_utf8(found.stdout).unwrap();
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("otelcol");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("otelcol-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = format!(
