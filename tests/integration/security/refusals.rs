@@ -79,12 +79,19 @@ fn other_commands_tell_a_refused_login_too() {
     let topic = scene.topic.clone();
     let commands: [&[&str]; 2] =
         [&["emit", "--topic", &topic, "--generate", "1", "--timeout-ms", "3000"], &["verify"]];
-    for args in commands {
-        let output = scene.command(args);
-        let text =
-            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(text.contains("KAFKA_SASL_PASSWORD"), "{args:?}: {text}");
-    }
+    std::thread::scope(|threads| {
+        let outputs: Vec<_> =
+            commands.iter().map(|args| (args, threads.spawn(|| scene.command(args)))).collect();
+        for (args, output) in outputs {
+            let output = output.join().unwrap();
+            let text = format!(
+                "{}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
+            assert!(text.contains("KAFKA_SASL_PASSWORD"), "{args:?}: {text}");
+        }
+    });
 }
 
 #[test]
