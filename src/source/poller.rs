@@ -414,7 +414,9 @@ impl Poller {
             | RDKafkaErrorCode::Resolve => {
                 if *code == RDKafkaErrorCode::AllBrokersDown && self.is_reachable != Some(false) {
                     self.is_reachable = Some(false);
-                    tracing::warn!(%code, "no broker answers; librdkafka goes on trying");
+                    if !self.has_said_refusal() {
+                        tracing::warn!(%code, "no broker answers; librdkafka goes on trying");
+                    }
                     self.tell(SourceEvent::Reachable(false));
                 }
             }
@@ -459,6 +461,13 @@ impl Poller {
             let why = link.explain(refusal);
             tracing::error!(why, "connections to kafka fail until this is mended; we go on trying");
         }
+    }
+
+    /// Whether the reason why no broker answers was said a moment ago.
+    fn has_said_refusal(&self) -> bool {
+        let now = self.clock.monotonic();
+        let said = self.refusal.as_ref();
+        said.is_some_and(|(_, at)| now.saturating_duration_since(*at) < SAY_AGAIN_AFTER)
     }
 
     /// Whether `code` was not logged last, within the last minute.
