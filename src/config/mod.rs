@@ -81,6 +81,8 @@ pub struct Config {
 pub struct DatabaseConfig {
     /// `DATABASE_URL`.
     pub url: Secret,
+    /// `REQUIRE_LEAST_PRIVILEGE`.
+    pub requires_least_privilege: bool,
     /// `STATEMENT_TIMEOUT_MS`.
     pub statement_timeout: Duration,
     /// `LOCK_TIMEOUT_MS`.
@@ -253,6 +255,8 @@ impl Config {
     fn database(settings: &Settings, reader: &mut Reader) -> DatabaseConfig {
         DatabaseConfig {
             url: reader.database_url(&settings.database_url),
+            requires_least_privilege: reader
+                .flag("REQUIRE_LEAST_PRIVILEGE", &settings.require_least_privilege),
             statement_timeout: reader.millis(
                 "STATEMENT_TIMEOUT_MS",
                 &settings.statement_timeout_ms,

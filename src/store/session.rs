@@ -25,6 +25,8 @@ pub struct StoreSettings {
     pub group: Arc<str>,
     /// This process, in claims.
     pub instance: Uuid,
+    /// `REQUIRE_LEAST_PRIVILEGE`: no session is opened by a role with [`super::ExcessRights`], but for operators.
+    pub requires_least_privilege: bool,
 }
 
 impl StoreSettings {
@@ -40,7 +42,14 @@ impl StoreSettings {
     ) -> Result<Self, StoreError> {
         let options = PgConnectOptions::from_str(database_url)?.log_statements(log::LevelFilter::Off);
         let options = options.disable_statement_logging();
-        Ok(Self { options, statement_timeout, lock_timeout, group: group.into(), instance })
+        Ok(Self {
+            options,
+            statement_timeout,
+            lock_timeout,
+            group: group.into(),
+            instance,
+            requires_least_privilege: false,
+        })
     }
 
     /// How long a statement may take.
@@ -54,7 +63,8 @@ impl StoreSettings {
     /// Cancel safe: a dropped future closes the connection.
     ///
     /// # Errors
-    /// See [`StoreError`]; [`StoreError::Unavailable`] after 5 s without an answer.
+    /// See [`StoreError`]; [`StoreError::Unavailable`] after 5 s without an answer; [`StoreError::Misconfigured`] for
+    /// [`super::ExcessRights`] where least privilege is required.
     pub async fn connect(&self, purpose: SessionPurpose) -> Result<Session, StoreError> {
         let millis = |duration: Duration| duration.as_millis().to_string();
         let options = self.options.clone().application_name(purpose.application_name()).options([
@@ -74,7 +84,12 @@ impl StoreSettings {
         let mut connection = opened.map_err(|_elapsed| StoreError::no_answer("connect"))??;
         let row = sqlx::query("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
         let pid = row.try_get(0)?;
-        Ok(Session { connection, pid, partitions: KnownPartitions::default(), has_merge_table: false })
+        let mut session =
+            Session { connection, pid, partitions: KnownPartitions::default(), has_merge_table: false };
+        if self.requires_least_privilege && purpose != SessionPurpose::Operator {
+            session.refuse_excess_rights().await?;
+        }
+        Ok(session)
     }
 }
 

@@ -311,7 +311,10 @@ fn a_collector_that_is_away_or_silent_costs_a_counter_and_nothing_else() {
         assert_eq!(metric(&daemon, "audit_consumer_spans_total{outcome=\"sent\"}"), 0);
         let (status, took) = daemon.terminate(Duration::from_secs(20));
         assert!(status.success() && took < Duration::from_secs(8), "{name}: {status} in {took:?}");
-        assert!(!daemon.log_text().contains("WARN"), "{}", daemon.log_text());
+        // The scene's role owns the schema, of which it is told.
+        let log = daemon.log_text();
+        let is_warned = |line: &str| line.contains("WARN") && !line.contains("more rights than it needs");
+        assert!(!log.lines().any(is_warned), "{log}");
         scene.verify().check(VALID.totals(count));
     }
 }
