@@ -139,7 +139,8 @@ fn each_role_has_the_rights_of_its_work_and_no_others() {
         E'\\n' ORDER BY c.relname) FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a \
         WHERE a.grantee = to_regrole('audit_reader') AND c.relname <> 'partition_ranges'";
     let barrier = "v security_barrier=true security_invoker=false";
-    let names = ["actions", "dead_letters", "events", "gaps", "o365_export", "positions", "purview_export", "scope"];
+    let names =
+        ["actions", "dead_letters", "events", "gaps", "o365_export", "positions", "purview_export", "scope"];
     let names = names.iter().chain(&["sources", "trust_summary"]);
     let expect: Vec<String> = names.map(|name| format!("reader_{name} {barrier}")).collect();
     assert_eq!(scene.sql(views).lines().collect::<Vec<_>>(), expect);
@@ -171,9 +172,13 @@ fn a_reader_sees_its_tenants_by_whatever_way() {
         let sql = format!("INSERT INTO audit_events.reader_tenants VALUES ('{}', '{tenant}')", login.name);
         admin.sql(&sql).unwrap();
     }
-    for (login, tenants, count, of_all) in
-        [(&one, "a", 40, 0), (&two, "a c", 80, 0), (&none, "", 0, 0), (&all, "a b c", 120, 1), (&old, "a b c", 120, 1)]
-    {
+    for (login, tenants, count, of_all) in [
+        (&one, "a", 40, 0),
+        (&two, "a c", 80, 0),
+        (&none, "", 0, 0),
+        (&all, "a b c", 120, 1),
+        (&old, "a b c", 120, 1),
+    ] {
         for view in ["reader_events", "reader_purview_export", "reader_o365_export"] {
             let sql = format!(
                 "SELECT coalesce(string_agg(DISTINCT tenant_id, ' ' ORDER BY tenant_id), ''), count(*) FROM audit_events.{view}"
@@ -227,7 +232,8 @@ fn a_reader_widens_nothing() {
     reader.check_refused("SELECT audit_events.ensure_partition(now())");
     reader.check_refused("SELECT audit_events.grant_roles()");
 
-    let count = "SELECT string_agg(DISTINCT tenant_id, ' ') || ' ' || count(*) FROM audit_events.reader_events";
+    let count =
+        "SELECT string_agg(DISTINCT tenant_id, ' ') || ' ' || count(*) FROM audit_events.reader_events";
     for role in ["audit", "audit_writer", "audit_events_read", other.name.as_str()] {
         reader.check_refused(&format!("SET ROLE {role}"));
         reader.check_refused(&format!("SET SESSION AUTHORIZATION {role}"));
@@ -256,7 +262,8 @@ fn a_reader_widens_nothing() {
             .unwrap();
         let (seen, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert_eq!(seen.trim(), "10", "{view}: {said}");
-        let is_only_its_own = said.matches("saw a").count() == 10 && !said.contains("saw b") && !said.contains("saw c");
+        let is_only_its_own =
+            said.matches("saw a").count() == 10 && !said.contains("saw b") && !said.contains("saw c");
         assert!(is_only_its_own, "{view}: {said}");
     }
 }
@@ -325,7 +332,10 @@ fn a_role_that_may_change_what_is_append_only_is_told_and_refused() {
     let daemon = scene.daemon_with(&[("DATABASE_URL", &url), ("REQUIRE_LEAST_PRIVILEGE", "true")]);
     daemon.wait_until_reading(1);
     scene.sql(&format!("GRANT DELETE ON audit_events.events TO {}", writer.name));
-    scene.sql(&format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{}'", writer.name));
+    scene.sql(&format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{}'",
+        writer.name
+    ));
     scene.produce(&PLAN, 0, 100);
     daemon.wait_for_hold("database_misconfigured");
     assert_eq!(scene.number("SELECT count(*) FROM audit_events.events"), 0);
@@ -361,7 +371,10 @@ fn a_migrating_role_that_may_create_no_roles_is_told_which_are_missing() {
     migrator.sql(&renamed).unwrap();
     let told = scene.command_with(&["migrate"], &settings);
     let said = String::from_utf8_lossy(&told.stdout).into_owned();
-    assert!(told.status.success() && said.contains(&format!("CREATE ROLE {}_r NOLOGIN;", scene.name)), "{said}");
+    assert!(
+        told.status.success() && said.contains(&format!("CREATE ROLE {}_r NOLOGIN;", scene.name)),
+        "{said}"
+    );
     let late = Login::new(&scene, "r", "");
     let told = scene.command_with(&["migrate"], &settings);
     assert!(!String::from_utf8_lossy(&told.stdout).contains("WARNING"), "{told:?}");

@@ -26,8 +26,7 @@ fn table_of_readme() -> Vec<(String, Vec<bool>)> {
     let rows = lines.skip(1).take_while(|line| line.starts_with('|')).map(cells);
     rows.flat_map(|row| {
         let may: Vec<bool> = columns.iter().map(|column| row[*column] == "yes").collect();
-        let names: Vec<String> =
-            row[0].split(", ").map(|name| name.trim_matches('`').to_owned()).collect();
+        let names: Vec<String> = row[0].split(", ").map(|name| name.trim_matches('`').to_owned()).collect();
         names.into_iter().map(move |name| (name, may.clone()))
     })
     .collect()
@@ -38,7 +37,8 @@ fn table_of_readme() -> Vec<(String, Vec<bool>)> {
 fn could(scene: &Scene, url: &str, args: &[&str], settings: &[(&str, &str)]) -> bool {
     let settings: Vec<_> = settings.iter().copied().chain([("DATABASE_URL", url)]).collect();
     let output = scene.command_with(args, &settings);
-    let said = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
+    let said =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
     let is_refused = said.contains("permission denied");
     assert!(output.status.success() != is_refused, "{args:?}: {:?}: {said}", output.status);
     !is_refused
@@ -61,8 +61,10 @@ fn spool_and_die(scene: &Scene, dir: &str) {
     daemon.wait_until_reading(1);
     let lock = |limit: i32| format!("ALTER DATABASE {} CONNECTION LIMIT {limit}", scene.name);
     scene.sql(&lock(0));
-    scene.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-        WHERE usename = 'audit' AND datname = current_database()");
+    scene.sql(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+        WHERE usename = 'audit' AND datname = current_database()",
+    );
     scene.produce(&PLAN, 1_000, 1_000 + SPOOLED);
     wait_for("the spool holds what came", Duration::from_secs(60), || {
         daemon.status().is_some_and(|status| status["spool"]["records"].as_u64() >= Some(SPOOLED))
@@ -86,13 +88,13 @@ fn attempt(scene: &Scene, name: &str, url: &str, (number, spool): (usize, &str))
     let source = format!("{}{number}", name.rsplit(' ').next().unwrap());
     match name {
         "run" => runs(scene, url),
-        "migrate" | "verify" | "trust" | "offsets list" | "dlq list" | "projections list" | "sources list" => {
-            run(&name.split(' ').collect::<Vec<_>>())
-        }
+        "migrate" | "verify" | "trust" | "offsets list" | "dlq list" | "projections list"
+        | "sources list" => run(&name.split(' ').collect::<Vec<_>>()),
         "export" => run(&["export", "purview"]),
         "import" => {
             let file = format!("{spool}-{number}.jsonl");
-            std::fs::write(&file, "{\"time\": \"2026-02-17T00:00:00Z\", \"operationName\": \"none\"}\n").unwrap();
+            std::fs::write(&file, "{\"time\": \"2026-02-17T00:00:00Z\", \"operationName\": \"none\"}\n")
+                .unwrap();
             run(&["import", "--files", &file])
         }
         "spool drain" => run(&["spool", "drain", "--dir", spool]),
@@ -122,10 +124,21 @@ fn attempt(scene: &Scene, name: &str, url: &str, (number, spool): (usize, &str))
         }
         "sources show" => run(&["sources", "show", "local"]),
         "sources add" => run(&["sources", "add", &source, "--type", "native", "--handler", "/x"]),
-        "sources enable" | "sources disable" => run(&["sources", name.trim_start_matches("sources "), "kafka"]),
+        "sources enable" | "sources disable" => {
+            run(&["sources", name.trim_start_matches("sources "), "kafka"])
+        }
         "offsets adopt" => {
             let other = format!("{}.other", scene.name);
-            let args = ["offsets", "adopt", "--topic", &scene.topic, "--from-group", &scene.name, "--reason", "a test"];
+            let args = [
+                "offsets",
+                "adopt",
+                "--topic",
+                &scene.topic,
+                "--from-group",
+                &scene.name,
+                "--reason",
+                "a test",
+            ];
             let is_done = could(scene, url, &args, &[("KAFKA_GROUP_ID", &other)]);
             for table in ["streams", "consumer_offsets"] {
                 scene.sql(&format!(
@@ -142,7 +155,15 @@ fn attempt(scene: &Scene, name: &str, url: &str, (number, spool): (usize, &str))
             ));
             scene.delete_records(0, i64::try_from(next).unwrap() + 10);
             run(&[
-                "offsets", "declare-gap", "--topic", &scene.topic, "--partition", "0", "--reason", "a test", "--yes",
+                "offsets",
+                "declare-gap",
+                "--topic",
+                &scene.topic,
+                "--partition",
+                "0",
+                "--reason",
+                "a test",
+                "--yes",
             ])
         }
         other => panic!("README's table names {other}, which no test runs"),
@@ -191,7 +212,8 @@ fn each_command_needs_the_role_that_readme_says() {
             wrong.push(format!("{name}: {ROLES:?}: README says {expect:?}, but {could:?}"));
         }
         if name == "spool drain" {
-            let stored = "SELECT sum(events + duplicates + dead_letters) >= 1200 FROM audit_events.consumer_offsets";
+            let stored =
+                "SELECT sum(events + duplicates + dead_letters) >= 1200 FROM audit_events.consumer_offsets";
             assert_eq!(scene.sql(stored), "t");
         }
     }
@@ -208,7 +230,10 @@ fn each_command_needs_the_role_that_readme_says() {
         ("spool ", &["drain"]),
     ] {
         for command in commands {
-            assert!(named.contains(&format!("{group}{command}").as_str()), "README's table lacks {group}{command}");
+            assert!(
+                named.contains(&format!("{group}{command}").as_str()),
+                "README's table lacks {group}{command}"
+            );
         }
     }
     let usage = scene.done(&["--help"]);
@@ -221,8 +246,12 @@ fn each_command_needs_the_role_that_readme_says() {
         .filter_map(|line| line.split(' ').next())
         .collect();
     assert!(known.len() > 10, "{known:?}");
-    for command in known.iter().filter(|command| !["check", "emit", "healthcheck", "help"].contains(command)) {
-        assert!(named.iter().any(|name| name.split(' ').next() == Some(*command)), "README's table lacks {command}");
+    for command in known.iter().filter(|command| !["check", "emit", "healthcheck", "help"].contains(command))
+    {
+        assert!(
+            named.iter().any(|name| name.split(' ').next() == Some(*command)),
+            "README's table lacks {command}"
+        );
     }
 }
 
