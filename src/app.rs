@@ -24,16 +24,55 @@ use crate::relay::{Relay, RelaySettings};
 use crate::source::{OffsetReset, SourceSettings};
 use crate::spool::disk::LocalDisk;
 use crate::spool::{self, QuarantinedWhen, Spool, SpoolLimits};
-use crate::store::StoreSettings;
+use crate::store::{ExcessRights, SessionPurpose, StoreError, StoreSettings};
 
 /// How long the last lines of day files may take when the process ends.
 const PROJECTOR_PATIENCE: Duration = Duration::from_secs(2);
+
+/// When PostgreSQL is asked again about our role's rights, while it can't be.
+const RIGHTS_RETRY: Duration = Duration::from_secs(30);
 
 /// PostgreSQL as `config` says, under an instance id of this process.
 #[must_use]
 pub fn store_settings(config: &Config) -> StoreSettings {
     let timeouts = (config.database.statement_timeout, config.database.lock_timeout);
-    StoreSettings::new(config.database.target.clone(), &config.kafka.group, Uuid::new_v4(), timeouts)
+    let mut store =
+        StoreSettings::new(config.database.target.clone(), &config.kafka.group, Uuid::new_v4(), timeouts);
+    store.requires_least_privilege = config.database.requires_least_privilege;
+    store
+}
+
+async fn excess_rights(store: &StoreSettings) -> Result<Option<ExcessRights>, StoreError> {
+    let mut session = store.connect(SessionPurpose::Operator).await?;
+    let excess = session.excess_rights().await?;
+    session.close().await;
+    Ok(excess)
+}
+
+/// Refuses to start as a role that may change what is append only, where least privilege is required; otherwise warns,
+/// as soon as PostgreSQL can be asked. While it is away nothing is refused here: each session is, when it is opened.
+async fn look_at_rights(store: &StoreSettings) -> Result<(), ExcessRights> {
+    if store.requires_least_privilege {
+        return match excess_rights(store).await {
+            Ok(Some(excess)) => Err(excess),
+            Ok(None) | Err(_) => Ok(()),
+        };
+    }
+    let store = store.clone();
+    drop(tokio::spawn(async move {
+        loop {
+            match excess_rights(&store).await {
+                Ok(Some(excess)) => {
+                    tracing::warn!(%excess, "this role has more rights than it needs; REQUIRE_LEAST_PRIVILEGE=true refuses it");
+                    return;
+                }
+                Ok(None) => return,
+                // Told by those who have work there.
+                Err(_) => tokio::time::sleep(RIGHTS_RETRY).await,
+            }
+        }
+    }));
+    Ok(())
 }
 
 /// Kafka for dead letters, as `config` says.
@@ -248,6 +287,7 @@ pub async fn run(config: &Config, recent: RecentLines) -> anyhow::Result<()> {
     // A file that may not grow (RLIMIT_FSIZE) is an error of the write, which the spool knows, and not our end.
     let _file_size = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).context("listen for SIGXFSZ")?;
     let mut store = store_settings(config);
+    look_at_rights(&store).await.context("start; REQUIRE_LEAST_PRIVILEGE=true")?;
     // Before the spool, whose directory is inside by default.
     let home = open_home(config)?;
     let spool = start_spool(config, &mut store, &board)?;

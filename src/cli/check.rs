@@ -9,7 +9,7 @@ use super::{ExitStatus, advice};
 use crate::app;
 use crate::config::{Config, TopicSelection};
 use crate::source::{Lookup, LookupError};
-use crate::store::{SessionPurpose, StoreError};
+use crate::store::{ExcessRights, SessionPurpose, StoreError};
 
 /// The oldest PostgreSQL that is supported, as `server_version_num` counts.
 const POSTGRES_MIN_VERSION: i32 = 150_000;
@@ -23,8 +23,12 @@ pub(super) async fn run(config: &Config, out: &mut dyn Write) -> anyhow::Result<
     table.write_to(out)?;
     writeln!(out)?;
     let mut voids = Vec::new();
+    let mut excess = None;
     match check_database(config).await {
-        Ok(lines) => lines.iter().try_for_each(|line| writeln!(out, "postgresql  {line}"))?,
+        Ok((lines, found)) => {
+            lines.iter().try_for_each(|line| writeln!(out, "postgresql  {line}"))?;
+            excess = found;
+        }
         Err(error) => {
             let advice = advice(&error).map_or_else(String::new, |advice| format!("; {advice}"));
             writeln!(out, "postgresql  FAILED: {error}{advice}")?;
@@ -39,6 +43,13 @@ pub(super) async fn run(config: &Config, out: &mut dyn Write) -> anyhow::Result<
         }
     }
     writeln!(out)?;
+    let is_refused = config.database.requires_least_privilege && excess.is_some();
+    if let Some(excess) = excess {
+        writeln!(out, "append only: void, as {excess}")?;
+        if is_refused {
+            writeln!(out, "REQUIRE_LEAST_PRIVILEGE=true: `run` refuses this role")?;
+        }
+    }
     if voids.is_empty() {
         writeln!(
             out,
@@ -49,7 +60,7 @@ pub(super) async fn run(config: &Config, out: &mut dyn Write) -> anyhow::Result<
             "duplicate or a dead letter. Void if Kafka deletes records before they are read (retention), or if"
         )?;
         writeln!(out, "somebody changes the tables of schema audit_events by hand.")?;
-        return Ok(ExitStatus::Success);
+        return Ok(if is_refused { ExitStatus::Misused } else { ExitStatus::Success });
     }
     for void in voids {
         writeln!(out, "guarantee: none, as {void}")?;
@@ -57,7 +68,7 @@ pub(super) async fn run(config: &Config, out: &mut dyn Write) -> anyhow::Result<
     Ok(ExitStatus::Unreachable)
 }
 
-async fn check_database(config: &Config) -> Result<Vec<String>, StoreError> {
+async fn check_database(config: &Config) -> Result<(Vec<String>, Option<ExcessRights>), StoreError> {
     let store = app::store_settings(config);
     let mut session = store.connect(SessionPurpose::Operator).await?;
     let connection = session.connection();
@@ -86,8 +97,12 @@ async fn check_database(config: &Config) -> Result<Vec<String>, StoreError> {
         "schema audit_events is there, events has {} partitions",
         rows.try_get::<i64, _>("partitions")?
     ));
+    let excess = session.excess_rights().await?;
+    if let Some(excess) = &excess {
+        lines.push(format!("WARNING: the role {} {}", excess.role, excess.excess));
+    }
     session.close().await;
-    Ok(lines)
+    Ok((lines, excess))
 }
 
 fn check_kafka(config: &Config) -> Result<Vec<String>, String> {

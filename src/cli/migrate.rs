@@ -53,9 +53,19 @@ pub async fn run(
             return Ok(ExitStatus::Refused);
         }
     }
-    store::migrate(&mut session, partition_interval).await?;
+    let missing = store::migrate(&mut session, partition_interval).await?;
     session.close().await;
     writeln!(out, "the schema audit_events is up to date; time partitions are made by {partition_interval}")?;
+    if !missing.is_empty() {
+        let commands: Vec<String> =
+            missing.iter().map(|role| format!("CREATE ROLE {role} NOLOGIN")).collect();
+        writeln!(
+            out,
+            "WARNING: this role may not create roles, and some are missing; as one that may: {}; then migrate again, \
+             which grants them what they need",
+            commands.join("; ")
+        )?;
+    }
     Ok(ExitStatus::Success)
 }
 

@@ -30,7 +30,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, LogFormat, Settings};
 use crate::observe::{RecentLines, SpanCounter, Traces};
-use crate::store::StoreError;
+use crate::store::{ExcessRights, StoreError};
 use crate::{app, observe};
 
 /// Exactly-once stream processor for compliance audit events, from Kafka to PostgreSQL.
@@ -241,7 +241,8 @@ fn advice(error: &StoreError) -> Option<&'static str> {
         "3D000" => "create the database, or name another one in DATABASE_URL",
         "42P01" | "42703" | "3F000" | "42883" => "run `audit-consumer migrate`",
         "42501" => {
-            "grant the role what it needs: it must be a member of audit_events_write (to migrate: the owner)"
+            "grant the role what it needs: audit_writer to run, audit_admin for what operators do (to migrate: the \
+             owner); README, Setting up, has them all"
         }
         "io" => "check that PostgreSQL runs where DATABASE_URL says",
         _ => return None,
@@ -249,6 +250,9 @@ fn advice(error: &StoreError) -> Option<&'static str> {
 }
 
 fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<ExcessRights>() {
+        return ExitStatus::Misused.into();
+    }
     match error.downcast_ref::<StoreError>() {
         Some(StoreError::Unavailable { .. } | StoreError::Contended { .. }) => ExitStatus::Unreachable.into(),
         _ => ExitStatus::Refused.into(),

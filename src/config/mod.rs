@@ -88,6 +88,8 @@ pub struct Config {
 pub struct DatabaseConfig {
     /// `DATABASE_URL` or `DATABASE_URL_FILE`, with `PGSSLMODE` and the like.
     pub target: DatabaseTarget,
+    /// `REQUIRE_LEAST_PRIVILEGE`.
+    pub requires_least_privilege: bool,
     /// `STATEMENT_TIMEOUT_MS`.
     pub statement_timeout: Duration,
     /// `LOCK_TIMEOUT_MS`.
@@ -260,6 +262,8 @@ impl Config {
     fn database(settings: &Settings, reader: &mut Reader) -> DatabaseConfig {
         DatabaseConfig {
             target: database::read(settings, reader),
+            requires_least_privilege: reader
+                .flag("REQUIRE_LEAST_PRIVILEGE", &settings.require_least_privilege),
             statement_timeout: reader.millis(
                 "STATEMENT_TIMEOUT_MS",
                 &settings.statement_timeout_ms,

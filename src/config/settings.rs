@@ -256,6 +256,15 @@ pub struct Settings {
     /// How long claiming partitions may take [default: 10000]
     #[arg(long, global = true, env = "CLAIM_TIMEOUT_MS", value_name = "MS", hide_env_values = true)]
     pub claim_timeout_ms: Option<String>,
+    /// Refuse to run as a role that may change what is append only, such as a superuser [default: false]
+    #[arg(
+        long,
+        global = true,
+        env = "REQUIRE_LEAST_PRIVILEGE",
+        value_name = "true|false",
+        hide_env_values = true
+    )]
+    pub require_least_privilege: Option<String>,
     /// PostgreSQL's statement_timeout in our sessions [default: 60000]
     #[arg(long, global = true, env = "STATEMENT_TIMEOUT_MS", value_name = "MS", hide_env_values = true)]
     pub statement_timeout_ms: Option<String>,

@@ -5,6 +5,8 @@
 //! fast as they are taken, by binary COPY, which costs both ends the least. Times without a partition of their own
 //! are read from the default partition.
 //!
+//! A role that may not read the table reads the view of its tenants' events, with the same ranges of time.
+//!
 //! A savepoint is rolled back after each partition, which gives its lock back and keeps the snapshot: so a long
 //! export does not keep the daemon from making a time partition, but while it reads the default one. A partition
 //! that is dropped meanwhile is an error (42P01), never a hole. The snapshot holds vacuum back.
@@ -99,7 +101,9 @@ impl Session {
         .execute(&mut self.connection)
         .await?;
         let rows = sqlx::query(
-            "WITH partitions AS (SELECT quote_ident(partition_name) AS name, lower, upper, is_default \
+            "WITH partitions AS (SELECT CASE WHEN has_table_privilege('audit_events.events', 'SELECT') \
+                                        THEN quote_ident(partition_name) ELSE 'reader_events' END AS name, \
+                                        lower, upper, is_default \
                                    FROM audit_events.partition_ranges), \
              others AS (SELECT * FROM partitions WHERE NOT is_default), \
              gaps AS (SELECT lag(upper, 1, '-infinity') OVER (ORDER BY lower) AS lower, lower AS upper FROM others \

@@ -8,11 +8,12 @@ use super::session::Session;
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
 
 /// Brings the database's schema to this program's version, and makes the partitions of the months ahead
-/// (`interval`: `day`, `week` or `month`). Safe to run at any time, by several at once too.
+/// (`interval`: `day`, `week` or `month`). Safe to run at any time, by several at once too. Returns the roles that are
+/// missing, as we may not make them.
 ///
 /// # Errors
 /// See [`StoreError`]; [`StoreError::Broken`] when a migration that was applied differs from ours.
-pub async fn migrate(session: &mut Session, interval: &str) -> Result<(), StoreError> {
+pub async fn migrate(session: &mut Session, interval: &str) -> Result<Vec<String>, StoreError> {
     MIGRATIONS.run(session.connection()).await.map_err(|error| match error {
         sqlx::migrate::MigrateError::Execute(source)
         | sqlx::migrate::MigrateError::ExecuteMigration(source, _) => StoreError::from(source),
@@ -24,7 +25,10 @@ pub async fn migrate(session: &mut Session, interval: &str) -> Result<(), StoreE
     .bind(interval)
     .execute(session.connection())
     .await?;
-    session.ensure_partitions_ahead().await
+    session.ensure_partitions_ahead().await?;
+    // Each time: a role may have been made since.
+    let row = sqlx::query("SELECT audit_events.grant_roles()").fetch_one(session.connection()).await?;
+    Ok(row.try_get(0)?)
 }
 
 /// The names in the schema `audit_events` that the migrations speak of: whatever they make, and more.

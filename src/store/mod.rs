@@ -32,6 +32,7 @@ mod merge;
 mod migrate;
 mod partitions;
 mod projections;
+mod rights;
 mod session;
 mod sources;
 mod spool_ranges;
@@ -54,6 +55,7 @@ pub use projections::{
     Adoption, FileRecord, PageEnd, ProjectionFile, ProjectionInstance, ProjectionLag, ProjectionLines,
     ProjectionWork, Recorded, Segment, SegmentScope, Taken, WorkOrigin, Writer, WriterState,
 };
+pub use rights::ExcessRights;
 pub use session::{Session, SessionPurpose, StoreSettings};
 pub use sources::{NewSource, SourceRow};
 pub use spool_ranges::SpoolHolder;

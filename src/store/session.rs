@@ -26,6 +26,8 @@ pub struct StoreSettings {
     pub group: Arc<str>,
     /// This process, in claims.
     pub instance: Uuid,
+    /// `REQUIRE_LEAST_PRIVILEGE`: no session is opened by a role with [`super::ExcessRights`], but for operators.
+    pub requires_least_privilege: bool,
 }
 
 impl StoreSettings {
@@ -37,7 +39,14 @@ impl StoreSettings {
         instance: Uuid,
         (statement_timeout, lock_timeout): (Duration, Duration),
     ) -> Self {
-        Self { target, statement_timeout, lock_timeout, group: group.into(), instance }
+        Self {
+            target,
+            statement_timeout,
+            lock_timeout,
+            group: group.into(),
+            instance,
+            requires_least_privilege: false,
+        }
     }
 
     /// How long a statement may take.
@@ -59,7 +68,8 @@ impl StoreSettings {
     ///
     /// # Errors
     /// See [`StoreError`]; [`StoreError::Unavailable`] after 5 s without an answer; [`StoreError::Misconfigured`] when
-    /// `DATABASE_URL_FILE` can't be read.
+    /// `DATABASE_URL_FILE` can't be read, and for
+    /// [`super::ExcessRights`] where least privilege is required.
     pub async fn connect(&self, purpose: SessionPurpose) -> Result<Session, StoreError> {
         let millis = |duration: Duration| duration.as_millis().to_string();
         let target = self.target.options().map_err(|error| sqlx::Error::Configuration(Box::new(error)))?;
@@ -83,7 +93,12 @@ impl StoreSettings {
         let asked = sqlx::query("SELECT pg_backend_pid()").fetch_one(&mut connection).await;
         let row = asked.map_err(tls::explained)?;
         let pid = row.try_get(0)?;
-        Ok(Session { connection, pid, partitions: KnownPartitions::default(), has_merge_table: false })
+        let mut session =
+            Session { connection, pid, partitions: KnownPartitions::default(), has_merge_table: false };
+        if self.requires_least_privilege && purpose != SessionPurpose::Operator {
+            session.refuse_excess_rights().await?;
+        }
+        Ok(session)
     }
 }
 

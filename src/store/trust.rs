@@ -1,4 +1,5 @@
-//! Trust by actor: what `trust_summary` says, for a part of the events, with the averages of the last days.
+//! Trust by actor: what `reader_trust_summary` says, for a part of the events that the role may read, with the averages
+//! of the last days.
 
 use chrono::{DateTime, Utc};
 use sqlx::Row;
@@ -91,7 +92,7 @@ impl Session {
                       min(trust_score) AS least, max(timestamp) AS last_activity, \
                       today - least(greatest((timestamp AT TIME ZONE 'UTC')::date, today - $3::integer), today + 1) \
                       AS days_ago \
-                 FROM audit_events.events, (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS t \
+                 FROM audit_events.reader_events, (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS t \
                 WHERE ($1::text IS NULL OR actor = $1) AND ($2::timestamptz IS NULL OR timestamp >= $2) \
                 GROUP BY actor, days_ago), \
              actors AS ( \

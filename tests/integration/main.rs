@@ -30,6 +30,7 @@ mod rebalance;
 mod records;
 mod redrive;
 mod registry;
+mod rights;
 mod scene;
 mod schema;
 mod security;

@@ -104,10 +104,15 @@ impl Stack {
         &self.env[name]
     }
 
+    /// The URL of `database` for the superuser.
+    pub(crate) fn admin_url(&self, database: &str) -> String {
+        let (server, _) = self.env["STACK_ADMIN_URL"].rsplit_once('/').unwrap();
+        format!("{server}/{database}")
+    }
+
     /// Runs SQL as the superuser in `database` and returns what psql prints, unaligned.
     pub(crate) fn psql(&self, database: &str, sql: &str) -> String {
-        let (server, _) = self.env["STACK_ADMIN_URL"].rsplit_once('/').unwrap();
-        let url = format!("{server}/{database}");
+        let url = self.admin_url(database);
         let output = Command::new("psql")
             .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-d", &url, "-c", sql])
             .output()

@@ -39,7 +39,7 @@ NOT_SET = {
     "KAFKA_SASL_PASSWORD": "a secret; the chart mounts it as a file",
 }
 # Variables that the chart sets and settings.rs does not have yet. Take off what has come.
-COMING = {"REQUIRE_LEAST_PRIVILEGE"}
+COMING = set()
 # What the chart sets for itself.
 CHARTS_OWN = {"POD_NAME", "POD_NAMESPACE"}
 
