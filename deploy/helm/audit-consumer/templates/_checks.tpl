@@ -14,7 +14,7 @@
 {{- fail "kafka.brokers is empty: name at least one broker as HOST:PORT" -}}
 {{- end -}}
 {{- if not .Values.database.existingSecret -}}
-{{- fail "database.existingSecret is empty: name the Secret that holds the URL of PostgreSQL for a role with audit_events_write, under database.urlKey" -}}
+{{- fail "database.existingSecret is empty: name the Secret that holds the URL of PostgreSQL for a role with audit_writer, under database.urlKey" -}}
 {{- end -}}
 {{- if and .Values.migration.enabled (not .Values.migration.existingSecret) -}}
 {{- fail "migration.existingSecret is empty: name the Secret that holds the URL of PostgreSQL for the role that owns the schema, under migration.urlKey, or set migration.enabled to false and run `audit-consumer migrate` yourself" -}}
