@@ -219,6 +219,13 @@ pub(crate) fn add_header(headers: OwnedHeaders, key: &[u8], value: Option<&[u8]>
     headers
 }
 
+/// Ends the process at once, without what is registered for its end: OpenSSL would free there what threads of librdkafka
+/// use that are still closing their connections, and the process would die of a damaged heap.
+pub(crate) fn end(code: u8) -> ! {
+    // SAFETY: takes a number and does not return; nothing of ours is left to be done.
+    unsafe { libc::_exit(i32::from(code)) }
+}
+
 /// Gives `client` another password for PLAIN and SCRAM, for its next connections; those that are open stay so.
 ///
 /// # Errors

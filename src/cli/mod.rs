@@ -29,6 +29,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, LogFormat, Settings};
+use crate::native;
 use crate::observe::{RecentLines, SpanCounter, Traces};
 use crate::store::{ExcessRights, StoreError};
 use crate::{app, observe};
@@ -102,13 +103,13 @@ pub enum ExitStatus {
     Unreachable,
 }
 
-impl From<ExitStatus> for ExitCode {
-    fn from(status: ExitStatus) -> Self {
-        match status {
-            ExitStatus::Success => Self::SUCCESS,
-            ExitStatus::Findings | ExitStatus::Refused => Self::from(1),
-            ExitStatus::Misused => Self::from(2),
-            ExitStatus::Unreachable => Self::from(3),
+impl ExitStatus {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Findings | Self::Refused => 1,
+            Self::Misused => 2,
+            Self::Unreachable => 3,
         }
     }
 }
@@ -144,16 +145,17 @@ pub fn main() -> ExitCode {
     let outcome = runtime.block_on(execute(command, &config, recent));
     // Threads that still wait for Kafka or PostgreSQL must not hold the process.
     runtime.shutdown_background();
-    match outcome {
-        Ok(status) => status.into(),
+    let code = match outcome {
+        Ok(status) => status.code(),
+        Err(error) if is_broken_pipe(&error) => ExitStatus::Success.code(),
         Err(error) => {
-            if is_broken_pipe(&error) {
-                return ExitCode::SUCCESS;
-            }
             complain(&describe(&error));
             exit_code(&error)
         }
-    }
+    };
+    // If that is gone there is nobody to tell.
+    drop(std::io::stdout().flush());
+    native::end(code)
 }
 
 async fn execute(command: Command, config: &Config, recent: RecentLines) -> anyhow::Result<ExitStatus> {
@@ -249,13 +251,13 @@ fn advice(error: &StoreError) -> Option<&'static str> {
     })
 }
 
-fn exit_code(error: &anyhow::Error) -> ExitCode {
+fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<ExcessRights>() {
-        return ExitStatus::Misused.into();
+        return ExitStatus::Misused.code();
     }
     match error.downcast_ref::<StoreError>() {
-        Some(StoreError::Unavailable { .. } | StoreError::Contended { .. }) => ExitStatus::Unreachable.into(),
-        _ => ExitStatus::Refused.into(),
+        Some(StoreError::Unavailable { .. } | StoreError::Contended { .. }) => ExitStatus::Unreachable.code(),
+        _ => ExitStatus::Refused.code(),
     }
 }
 

@@ -107,6 +107,8 @@ fn the_page_follows_an_outage_without_a_reload() {
             && text.contains("WARN")
     });
     check_looks(&browser, "spooling");
+    // The history has a step each 5 s, and tells the mode at its end.
+    std::thread::sleep(Duration::from_secs(6));
     stack.run(&["start", "postgres"]);
     wait_for_headline(&browser, "Draining");
     wait_for_headline(&browser, "Live");

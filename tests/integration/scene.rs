@@ -209,9 +209,17 @@ impl Scene {
         for (key, value) in config {
             topic = topic.set(key, value);
         }
-        wait_for("topic created", Duration::from_secs(20), || {
-            let created = block_on(self.admin().create_topics([&topic], &AdminOptions::new())).unwrap();
-            created[0].is_ok()
+        // A broker that nobody asked for some minutes may take its time for the first answer.
+        let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(15)));
+        wait_for("topic created", Duration::from_secs(120), || {
+            match block_on(self.admin().create_topics([&topic], &options)) {
+                Ok(created) => match &created[0] {
+                    Ok(_) => true,
+                    // By a question whose answer did not come in time.
+                    Err((_, code)) => *code == rdkafka::types::RDKafkaErrorCode::TopicAlreadyExists,
+                },
+                Err(_) => false,
+            }
         });
     }
 
