@@ -29,6 +29,9 @@ use crate::store::{ExcessRights, SessionPurpose, StoreError, StoreSettings};
 /// How long the last lines of day files may take when the process ends.
 const PROJECTOR_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long PostgreSQL may take to tell of our role's rights; the start waits for it where they are required to be few.
+const RIGHTS_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// When PostgreSQL is asked again about our role's rights, while it can't be.
 const RIGHTS_RETRY: Duration = Duration::from_secs(30);
 
@@ -44,7 +47,8 @@ pub fn store_settings(config: &Config) -> StoreSettings {
 
 async fn excess_rights(store: &StoreSettings) -> Result<Option<ExcessRights>, StoreError> {
     let mut session = store.connect(SessionPurpose::Operator).await?;
-    let excess = session.excess_rights().await?;
+    let asked = tokio::time::timeout(RIGHTS_TIMEOUT, session.excess_rights()).await;
+    let excess = asked.map_err(|_elapsed| StoreError::no_answer("look at rights"))??;
     session.close().await;
     Ok(excess)
 }

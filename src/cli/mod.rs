@@ -16,6 +16,8 @@ pub mod offsets;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 pub mod projections;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
+pub mod retention;
+#[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 pub mod sources;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
 pub mod spool;
@@ -84,6 +86,9 @@ enum Command {
     /// Look at the registry of federated sources, add to it, enable and disable.
     #[command(subcommand)]
     Sources(sources::SourcesCommand),
+    /// Look at the time partitions of events, drop those that are older than what is kept; legal holds.
+    #[command(subcommand)]
+    Retention(retention::RetentionCommand),
     /// Prove the account: counters against rows, holes and overlaps, positions against Kafka.
     Verify(verify::VerifyArgs),
 }
@@ -196,6 +201,7 @@ async fn execute(command: Command, config: &Config, recent: RecentLines) -> anyh
         }
         Command::Trust(args) => trust::run(&args, &app::store_settings(config), &mut out).await,
         Command::Sources(command) => sources::run(&command, &app::store_settings(config), &mut out).await,
+        Command::Retention(command) => retention::run(&command, &app::store_settings(config), &mut out).await,
         Command::Verify(args) => {
             let store = app::store_settings(config);
             let kafka = config.kafka.connection_properties();
@@ -203,6 +209,13 @@ async fn execute(command: Command, config: &Config, recent: RecentLines) -> anyh
             verify::run(&args, &store, (&kafka, spool_dir, &config.process.log_dir), &mut out).await
         }
     }
+}
+
+/// A sign of life for people while something long goes on; only where standard error is a terminal.
+fn spinner(message: &'static str) -> indicatif::ProgressBar {
+    let progress = indicatif::ProgressBar::new_spinner().with_message(message);
+    progress.enable_steady_tick(std::time::Duration::from_millis(200));
+    progress
 }
 
 /// Where a command's spans go, as the environment says; to be shut down at its end.
@@ -243,8 +256,8 @@ fn advice(error: &StoreError) -> Option<&'static str> {
         "3D000" => "create the database, or name another one in DATABASE_URL",
         "42P01" | "42703" | "3F000" | "42883" => "run `audit-consumer migrate`",
         "42501" => {
-            "grant the role what it needs: audit_writer to run, audit_admin for what operators do (to migrate: the \
-             owner); README, Setting up, has them all"
+            "grant the role what it needs: audit_writer to run, audit_admin for what operators do (to migrate, and to drop \
+             time partitions: the owner); README, Setting up, has them all"
         }
         "io" => "check that PostgreSQL runs where DATABASE_URL says",
         _ => return None,

@@ -81,8 +81,7 @@ pub async fn run(
     edges: Edges<'_>,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
-    let progress = indicatif::ProgressBar::new_spinner().with_message("counting rows");
-    progress.enable_steady_tick(std::time::Duration::from_millis(200));
+    let progress = super::spinner("counting rows");
     let outcome = report(args, store, edges).await;
     progress.finish_and_clear();
     let report = match outcome? {
@@ -297,6 +296,7 @@ impl Report {
             totals.stored.duplicates += partition.stored.rows.duplicates;
             totals.stored.dead_letters += partition.stored.rows.dead_letters;
             totals.gaps += partition.gaps;
+            totals.dropped += partition.stored.dropped;
             if let Some(lag) = self.lag(partition) {
                 totals.lag = Some(totals.lag.unwrap_or(0) + lag);
             }
@@ -335,7 +335,7 @@ impl Report {
                 "positions": totals.positions, "produced": totals.produced, "events": totals.stored.events,
                 "duplicates": totals.stored.duplicates, "dead_letters": totals.stored.dead_letters,
                 "dead_letters_by_reason": self.account.dead_letters_by_reason,
-                "absent": totals.absent, "gaps": totals.gaps, "lag": totals.lag,
+                "absent": totals.absent, "gaps": totals.gaps, "dropped": totals.dropped, "lag": totals.lag,
             },
             "letters": self.letters.to_json(), "spool": self.spool.to_json(),
             "projections": self.projections.to_json(),
@@ -355,7 +355,7 @@ impl Report {
             "partition": partition.key.partition.0, "retired": partition.is_retired,
             "first_offset": position.map(|p| p.first), "next_offset": position.map(|p| p.next),
             "counters": position.map(|p| counts(&p.counters)), "absent": position.map(|p| p.absent),
-            "rows": counts(&stored.rows), "distinct_offsets": stored.distinct_offsets,
+            "rows": counts(&stored.rows), "dropped": stored.dropped, "distinct_offsets": stored.distinct_offsets,
             "lowest_offset": stored.bounds.map(|(low, _)| low),
             "highest_offset": stored.bounds.map(|(_, high)| high),
             "gaps": partition.gaps,
@@ -381,6 +381,9 @@ impl Report {
         )?;
         if totals.gaps > 0 {
             writeln!(out, "of the absent, {} were declared as gaps", with_thousands(totals.gaps))?;
+        }
+        if totals.dropped > 0 {
+            writeln!(out, "of the events, {} were dropped by retention", with_thousands(totals.dropped))?;
         }
         for (reason, count) in &self.account.dead_letters_by_reason {
             writeln!(out, "dead letters, {reason}: {}", with_thousands(*count))?;
@@ -478,7 +481,7 @@ impl Report {
     }
 }
 
-/// Sums over the partitions of a report; events, duplicates and dead letters as the tables have them.
+/// Sums over the partitions of a report; events, duplicates and dead letters as the tables have them, or had.
 #[derive(Debug, Default)]
 struct Totals {
     positions: i64,
@@ -486,6 +489,7 @@ struct Totals {
     stored: FateCounts,
     absent: i64,
     gaps: i64,
+    dropped: i64,
     lag: Option<i64>,
 }
 

@@ -1,5 +1,5 @@
 //! The pure core: positions, decoding, events, batches, dead letters, spool lines, lines for
-//! others, which trace a record belongs to, what the predecessor left, retry policy.
+//! others, which trace a record belongs to, what the predecessor left, how long events are kept, retry policy.
 //!
 //! Promises: every function is total and depends on its arguments alone. Never here: tokio, rdkafka, sqlx,
 //! the file system, the environment, a clock, randomness, tracing (`tests/architecture.rs` keeps this).
@@ -19,6 +19,7 @@ pub mod position;
 pub mod projection;
 pub mod record;
 pub mod rejection;
+pub mod retention;
 pub mod sample;
 pub mod secret;
 pub mod spool;

@@ -28,6 +28,7 @@ pub async fn migrate(session: &mut Session, interval: &str) -> Result<Vec<String
     session.ensure_partitions_ahead().await?;
     // Each time: a role may have been made since.
     let row = sqlx::query("SELECT audit_events.grant_roles()").fetch_one(session.connection()).await?;
+    sqlx::query("SELECT audit_events.grant_retention()").execute(session.connection()).await?;
     Ok(row.try_get(0)?)
 }
 

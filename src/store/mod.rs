@@ -32,6 +32,7 @@ mod merge;
 mod migrate;
 mod partitions;
 mod projections;
+mod retention;
 mod rights;
 mod session;
 mod sources;
@@ -55,6 +56,7 @@ pub use projections::{
     Adoption, FileRecord, PageEnd, ProjectionFile, ProjectionInstance, ProjectionLag, ProjectionLines,
     ProjectionWork, Recorded, Segment, SegmentScope, Taken, WorkOrigin, Writer, WriterState,
 };
+pub use retention::{Dropping, Expiry, RetentionAction, Survey, TimePartition};
 pub use rights::ExcessRights;
 pub use session::{Session, SessionPurpose, StoreSettings};
 pub use sources::{NewSource, SourceRow};

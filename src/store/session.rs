@@ -13,7 +13,7 @@ use super::partitions::KnownPartitions;
 use super::tls;
 use crate::config::DatabaseTarget;
 
-/// How long opening a connection may take.
+/// How long opening a session may take, with all that is asked in it before it is used.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How to reach PostgreSQL, and who we are there.
@@ -67,10 +67,15 @@ impl StoreSettings {
     /// Cancel safe: a dropped future closes the connection.
     ///
     /// # Errors
-    /// See [`StoreError`]; [`StoreError::Unavailable`] after 5 s without an answer; [`StoreError::Misconfigured`] when
-    /// `DATABASE_URL_FILE` can't be read, and for
-    /// [`super::ExcessRights`] where least privilege is required.
+    /// See [`StoreError`]; [`StoreError::Unavailable`] after 5 s in all, wherever PostgreSQL fell silent;
+    /// [`StoreError::Misconfigured`] when `DATABASE_URL_FILE` can't be read, and for [`super::ExcessRights`] where least
+    /// privilege is required.
     pub async fn connect(&self, purpose: SessionPurpose) -> Result<Session, StoreError> {
+        let opened = tokio::time::timeout(CONNECT_TIMEOUT, self.open(purpose)).await;
+        opened.map_err(|_elapsed| StoreError::no_answer("connect"))?
+    }
+
+    async fn open(&self, purpose: SessionPurpose) -> Result<Session, StoreError> {
         let millis = |duration: Duration| duration.as_millis().to_string();
         let target = self.target.options().map_err(|error| sqlx::Error::Configuration(Box::new(error)))?;
         let target = target.log_statements(log::LevelFilter::Off).disable_statement_logging();
@@ -87,9 +92,7 @@ impl StoreSettings {
             ("default_transaction_read_only", "off".into()),
             ("standard_conforming_strings", "on".into()),
         ]);
-        let opened = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
-        let opened = opened.map_err(|_elapsed| StoreError::no_answer("connect"))?;
-        let mut connection = opened.map_err(tls::explained)?;
+        let mut connection = PgConnection::connect_with(&options).await.map_err(tls::explained)?;
         let asked = sqlx::query("SELECT pg_backend_pid()").fetch_one(&mut connection).await;
         let row = asked.map_err(tls::explained)?;
         let pid = row.try_get(0)?;

@@ -3,7 +3,6 @@
 mod adoption;
 mod bounds;
 mod past;
-mod proxy;
 mod same;
 
 use std::os::unix::process::ExitStatusExt;

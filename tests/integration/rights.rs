@@ -1,6 +1,7 @@
 //! Least privilege: what each role may do, and nothing else; what a tenant's reader sees, and can't see.
 
 mod commands;
+mod silence;
 
 use std::process::Command;
 use std::time::Duration;
@@ -109,6 +110,7 @@ const ADMIN: &str = "\
 consumer_offsets (absent committed_at epoch group_id next_offset): UPDATE
 dead_letter_actions: INSERT
 federated_sources: INSERT UPDATE
+legal_holds: DELETE INSERT
 offset_actions: INSERT
 offset_gaps: INSERT
 projection_actions: INSERT
@@ -116,6 +118,7 @@ projection_instances (confirmed run_id): UPDATE
 projection_pending: INSERT
 projection_segments: DELETE
 reader_tenants: DELETE INSERT
+retention_actions: INSERT
 spool_ranges: DELETE
 streams (group_id retired_at): UPDATE
 streams: INSERT";

@@ -93,7 +93,8 @@ impl Projections {
 
     fn compare_counts(&mut self) {
         for lines in &self.lines {
-            let expected = lines.row_count.saturating_sub(lines.pending_count);
+            let expected =
+                lines.row_count.saturating_sub(lines.pending_count).saturating_add(lines.dropped_count);
             if lines.line_count != expected {
                 self.differences.push(Difference {
                     code: "lines_differ",
@@ -114,6 +115,14 @@ impl Projections {
     ) -> Result<(), StoreError> {
         let path = log_dir.join(file.sink.as_str()).join(&file.name);
         let mut note = None;
+        let day = DayFile::read(file.sink, &file.name).map(|file| file.day);
+        if let Some(day) = day
+            && session.is_dropped(day).await?
+        {
+            note = Some("retention dropped events of that day".to_owned());
+            self.files.push(ComparedFile { file, note });
+            return Ok(());
+        }
         match std::fs::File::open(&path) {
             Ok(disk) => {
                 let mut reader = std::io::BufReader::with_capacity(1 << 20, disk);
@@ -146,7 +155,7 @@ impl Projections {
         let lines = self.lines.iter().map(|lines| {
             json!({
                 "sink": lines.sink.as_str(), "lines": lines.line_count, "rows": lines.row_count,
-                "pending": lines.pending_count,
+                "pending": lines.pending_count, "dropped": lines.dropped_count,
             })
         });
         let files = self.files.iter().map(|compared| {
@@ -175,11 +184,15 @@ impl Projections {
             let of_sink = self.files.iter().filter(|compared| compared.file.sink == lines.sink);
             writeln!(
                 out,
-                "{} day files: {} lines for {} rows, {} pending; {} files of this LOG_DIR compared",
+                "{} day files: {} lines for {} rows, {} pending{}; {} files of this LOG_DIR compared",
                 lines.sink,
                 with_thousands(lines.line_count),
                 with_thousands(lines.row_count),
                 with_thousands(lines.pending_count),
+                match lines.dropped_count {
+                    0 => String::new(),
+                    count => format!(", and for {} rows that retention dropped", with_thousands(count)),
+                },
                 of_sink.filter(|compared| compared.note.is_none()).count(),
             )?;
         }

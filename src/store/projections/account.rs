@@ -71,6 +71,8 @@ pub struct ProjectionLines {
     pub row_count: i64,
     /// Rows of those that are pending.
     pub pending_count: i64,
+    /// Lines whose rows retention dropped.
+    pub dropped_count: i64,
 }
 
 fn sink_of(row: &sqlx::postgres::PgRow) -> Result<DaySink, StoreError> {
@@ -188,6 +190,8 @@ impl Session {
             let row = sqlx::query(
                 "SELECT (SELECT coalesce(sum(line_count), 0)::bigint FROM audit_events.projection_segments \
                           WHERE sink = $1) AS line_count, \
+                        (SELECT coalesce(sum(CASE WHEN $2 THEN purview_lines ELSE trust_lines END), 0)::bigint \
+                           FROM audit_events.retention_counts) AS dropped_count, \
                         count(*) AS row_count, \
                         count(*) FILTER (WHERE EXISTS (SELECT FROM audit_events.projection_pending AS p \
                             WHERE p.sink = $1 AND p.stream_id = e.stream_id AND p.partition = e.source_partition \
@@ -206,6 +210,7 @@ impl Session {
                 line_count: row.try_get("line_count")?,
                 row_count: row.try_get("row_count")?,
                 pending_count: row.try_get("pending_count")?,
+                dropped_count: row.try_get("dropped_count")?,
             });
         }
         sqlx::query("COMMIT").execute(&mut self.connection).await?;

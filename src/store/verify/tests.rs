@@ -11,6 +11,7 @@ fn sound() -> PartitionAccount {
         position: Some(PositionAccount { first: 10, next: 20, counters: counts, absent: 1 }),
         stored: RowAccount {
             rows: counts,
+            dropped: 0,
             distinct_offsets: 9,
             bounds: Some((10, 19)),
             first_repeated: None,

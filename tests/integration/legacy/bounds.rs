@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::past::{CORE, Past, append, event};
-use super::proxy::Proxy;
 use super::{import, json as json_of, totals};
+use crate::proxy::Proxy;
 use crate::scene::Scene;
 
 /// In how many transactions the duplicates were stored.

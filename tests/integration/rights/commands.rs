@@ -149,6 +149,16 @@ fn attempt(scene: &Scene, name: &str, url: &str, (number, spool): (usize, &str))
             }
             is_done
         }
+        "retention list" => run(&["retention", "list"]),
+        "retention plan" => run(&["retention", "plan", "--keep", "1d"]),
+        "retention apply" => run(&["retention", "apply", "--keep", "1d", "--reason", "a test"]),
+        "retention hold" => {
+            run(&["retention", "hold", &format!("actor=nobody {number}"), "--reason", "a test"])
+        }
+        "retention release" => {
+            scene.sql("INSERT INTO audit_events.legal_holds VALUES ('actor', 'somebody', 'me', 'a test') ON CONFLICT DO NOTHING");
+            run(&["retention", "release", "actor=somebody", "--reason", "a test"])
+        }
         "offsets declare-gap" => {
             let next = scene.number(&format!(
                 "SELECT next_offset FROM audit_events.consumer_offsets WHERE stream_id = '{}'",
@@ -229,6 +239,7 @@ fn each_command_needs_the_role_that_readme_says() {
         ("dlq ", &["list", "show", "redrive", "discard", "resume"]),
         ("projections ", &["list", "adopt"]),
         ("sources ", &["list", "show", "add", "enable", "disable"]),
+        ("retention ", &["list", "plan", "apply", "hold", "release"]),
         ("spool ", &["drain"]),
     ] {
         for command in commands {

@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A proxy; its threads end with the test's process.
-pub(super) struct Proxy {
+pub(crate) struct Proxy {
     /// The database's URL through the proxy.
-    pub(super) url: String,
+    pub(crate) url: String,
     connection_count: Arc<AtomicUsize>,
 }
 
 impl Proxy {
     /// A proxy to the database at `url`. Where a client first sends `silent_at`, that connection passes nothing on from
     /// there, and is closed after `silence`.
-    pub(super) fn new(url: &str, silent_at: Option<&'static str>, silence: Duration) -> Self {
+    pub(crate) fn new(url: &str, silent_at: Option<&'static str>, silence: Duration) -> Self {
         let (head, rest) = url.rsplit_once('@').unwrap();
         let (server, database) = rest.split_once('/').unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -47,7 +47,7 @@ impl Proxy {
     }
 
     /// How many connections there were.
-    pub(super) fn connection_count(&self) -> usize {
+    pub(crate) fn connection_count(&self) -> usize {
         self.connection_count.load(Ordering::SeqCst)
     }
 }

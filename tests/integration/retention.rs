@@ -1,0 +1,232 @@
+//! Retention: whole time partitions go, and the account still adds up.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use audit_consumer::model::sample::SamplePlan;
+use serde_json::Value;
+
+use crate::account::PLAN;
+use crate::scene::{Scene, wait_for};
+
+/// Valid events of January 2018, and of March.
+const JANUARY: SamplePlan =
+    SamplePlan { seed: 71, start_unix_micros: 1_515_000_000_000_000, invalid_ppm: 0, duplicate_ppm: 0 };
+const MARCH: SamplePlan = SamplePlan { seed: 73, start_unix_micros: 1_520_000_000_000_000, ..JANUARY };
+
+/// What `retention` says, and its exit code.
+fn retention(scene: &Scene, args: &[&str]) -> (Option<i32>, Value) {
+    let output = scene.command(&[&["retention"], args, &["--json"]].concat());
+    let said = String::from_utf8(output.stdout).unwrap();
+    let report = serde_json::from_str(&said);
+    (output.status.code(), report.unwrap_or_else(|error| panic!("{error}: {said} {:?}", output.stderr)))
+}
+
+fn apply(scene: &Scene, args: &[&str]) -> (Option<i32>, Value) {
+    retention(scene, &[&["apply", "--keep", "7y", "--reason", "a test", "--actor", "me"], args].concat())
+}
+
+/// The states of the partitions of January and March 2018, as far as they are there.
+#[track_caller]
+fn check(report: &Value, expect: &[(&str, &str, Option<u64>)]) {
+    let partitions = report["partitions"].as_array().unwrap().iter();
+    let old = partitions.filter(|partition| partition["state"] != "kept");
+    let found: Vec<_> = old
+        .map(|partition| {
+            let text = |name: &str| partition[name].as_str().unwrap();
+            (text("name"), text("state"), partition["events"].as_u64())
+        })
+        .collect();
+    assert_eq!(found, expect, "{report:#}");
+}
+
+/// Waits until each event that has not been dropped has its lines.
+fn wait_until_written(scene: &Scene) {
+    wait_for("day files are written", Duration::from_secs(60), || {
+        let lines = "SELECT coalesce(sum(line_count), 0) FROM audit_events.projection_segments AS s \
+                       JOIN audit_events.projection_instances AS i USING (sink, instance_id) WHERE s.intent <= i.confirmed";
+        let wanted = "SELECT (SELECT count(*) + count(*) FILTER (WHERE purview_compatible) FROM audit_events.events) \
+                           + (SELECT coalesce(sum(purview_lines + trust_lines), 0) FROM audit_events.retention_counts)";
+        scene.number(lines) == scene.number(wanted)
+    });
+}
+
+/// A scene with 300 events of January 2018, 200 of March and 100 of late; nothing runs.
+fn old_events(name: &str) -> Scene {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("retention-{name}"));
+    if folder.try_exists().unwrap() {
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+    let scene = Scene::new(name, 2).set("LOG_DIR", folder.to_str().unwrap());
+    let scene = scene.set("PURVIEW_LOG", "on").set("TRUST_LOG", "on");
+    scene.produce(&JANUARY, 0, 300);
+    scene.produce(&MARCH, 0, 200);
+    scene.produce(&PLAN, 0, 100);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(600, Duration::from_secs(60));
+    wait_until_written(&scene);
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    scene
+}
+
+#[test]
+fn what_is_dropped_is_recorded_and_the_account_and_the_day_files_still_hold() {
+    let scene = old_events("retention");
+    let before = scene.verify();
+    let (code, plan) = retention(&scene, &["plan", "--keep", "7y"]);
+    assert_eq!(code, Some(0));
+    let (january, march) = ("events_p20180101", "events_p20180301");
+    check(&plan, &[(january, "droppable", Some(300)), (march, "droppable", Some(200))]);
+    let (_, plan) = retention(&scene, &["plan", "--keep", "100y"]);
+    check(&plan, &[]);
+
+    let hold = "SELECT concat('actor=', min(actor)) FROM audit_events.events WHERE timestamp BETWEEN '2018-03-01' AND '2018-04-01'";
+    let hold = scene.sql(hold);
+    scene.done(&["retention", "hold", &hold, "--reason", "case 12", "--actor", "legal"]);
+    let correlation = "SELECT concat('correlation_id=', upper(max(correlation_id::text))) FROM audit_events.events WHERE timestamp < '2018-02-01'";
+    let correlation = scene.sql(correlation);
+    let (_, plan) = retention(&scene, &["plan", "--keep", "7y", "--legal-hold", &correlation]);
+    let states = plan["partitions"].as_array().unwrap().iter().map(|partition| partition["state"].as_str());
+    assert_eq!(states.filter(|state| *state == Some("held")).count(), 2, "{plan:#}");
+    // The same actors are in both months, so the recorded hold keeps both.
+    let (code, report) = apply(&scene, &[]);
+    assert_eq!(code, Some(0));
+    assert!(report["partitions"][0]["reasons"][0].as_str().unwrap().contains(&hold), "{report:#}");
+    assert_eq!(scene.number("SELECT count(*) FROM audit_events.events"), before.total("events"));
+
+    scene.done(&["retention", "release", &hold, "--reason", "closed", "--actor", "legal"]);
+    let tenant = scene.sql("SELECT concat('tenant=', max(tenant_id)) FROM audit_events.events");
+    let (_, report) = apply(&scene, &["--legal-hold", &tenant]);
+    assert_eq!(report["partitions"][0]["state"], "held", "{report:#}");
+    let (code, report) = apply(&scene, &["--legal-hold", "tenant=none such"]);
+    assert_eq!(code, Some(0));
+    check(&report, &[(january, "dropped", Some(300)), (march, "dropped", Some(200))]);
+
+    let after = scene.verify();
+    for name in ["events", "duplicates", "dead_letters", "produced", "absent"] {
+        assert_eq!(after.total(name), before.total(name), "{name}");
+    }
+    assert_eq!(after.total("dropped"), 500);
+    let left = before.total("events") - 500;
+    assert_eq!(scene.number("SELECT count(*) FROM audit_events.events"), left);
+    let recorded = "SELECT string_agg(concat_ws('|', action, coalesce(partition_name, details->>'value'), event_count, actor, \
+        login, reason), E'\\n' ORDER BY action_id) FROM audit_events.retention_actions";
+    let held = hold.trim_start_matches("actor=");
+    let expect = [
+        format!("hold|{held}|legal|audit|case 12"),
+        format!("release|{held}|legal|audit|closed"),
+        format!("drop|{january}|300|me|audit|a test"),
+        format!("drop|{march}|200|me|audit|a test"),
+    ];
+    assert_eq!(scene.sql(recorded), expect.join("\n"));
+    let counts = "SELECT sum(events) = 500 AND count(DISTINCT partition) = 2 AND min(low_offset) = 0 FROM audit_events.retention_counts";
+    assert_eq!(scene.sql(counts), "t");
+
+    // A late event of a time that was dropped is stored, and counted once more.
+    scene.produce(&JANUARY, 1_000, 1_010);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(610, Duration::from_secs(60));
+    wait_until_written(&scene);
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    assert_eq!(scene.verify().total("events"), before.total("events") + 10);
+    let (_, report) = apply(&scene, &[]);
+    check(&report, &[(january, "dropped", Some(10))]);
+    assert_eq!(scene.verify().total("dropped"), 510);
+}
+
+#[test]
+fn a_count_that_was_altered_is_found() {
+    let scene = old_events("retentioncount");
+    assert_eq!(apply(&scene, &[]).0, Some(0));
+    for statement in
+        ["UPDATE audit_events.retention_counts SET events = 1", "DELETE FROM audit_events.retention_counts"]
+    {
+        let url = scene.setting("DATABASE_URL");
+        let output =
+            std::process::Command::new("psql").args(["-Xq", "-d", url, "-c", statement]).output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stderr).contains("append only"), "{output:?}");
+    }
+    scene.verify();
+    scene.sql(
+        "ALTER TABLE audit_events.retention_counts DISABLE TRIGGER append_only; \
+         UPDATE audit_events.retention_counts SET events = events - 1 \
+          WHERE (action_id, partition) = (SELECT min(action_id), 0 FROM audit_events.retention_counts)",
+    );
+    let output = scene.command(&["verify", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("events_differ") && said.contains("\"hole\""), "{said}");
+}
+
+#[test]
+fn events_that_day_files_lack_keep_their_partition() {
+    let scene = old_events("retentionlack");
+    // The purview sink is off, and on for its cursor: more events come, of which it has no lines.
+    let scene = scene.set("PURVIEW_LOG", "off");
+    scene.produce(&MARCH, 200, 230);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(630, Duration::from_secs(60));
+    wait_for("trust lines are written", Duration::from_secs(60), || {
+        scene.number(
+            "SELECT count(*) FROM audit_events.projection_cursors AS c JOIN audit_events.consumer_offsets AS o \
+              USING (stream_id, partition) WHERE c.sink = 'trust' AND c.next_offset < o.next_offset",
+        ) == 0 && scene.number("SELECT sum(intended - confirmed) FROM audit_events.projection_instances") == 0
+    });
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    let (code, report) = apply(&scene, &[]);
+    assert_eq!(code, Some(1));
+    check(
+        &report,
+        &[("events_p20180101", "dropped", Some(300)), ("events_p20180301", "unprojected", Some(230))],
+    );
+    let reason = report["partitions"][1]["reasons"][0].as_str().unwrap();
+    assert!(reason.ends_with("events have no line in the day files of purview yet"), "{reason}");
+    scene.verify();
+    let (code, report) = apply(&scene, &["--ignore-sink", "purview"]);
+    assert_eq!(code, Some(0));
+    check(&report, &[("events_p20180301", "dropped", Some(230))]);
+    let ignored =
+        "SELECT details->'ignored_sinks' FROM audit_events.retention_actions ORDER BY action_id DESC LIMIT 1";
+    assert_eq!(scene.sql(ignored), "[\"purview\"]");
+    scene.verify();
+}
+
+#[test]
+fn a_drop_does_not_wait_for_a_long_reader_and_holds_no_commit_up_for_long() {
+    let scene = old_events("retentionbusy");
+    let url = scene.setting("DATABASE_URL").to_owned();
+    let mut reader = std::process::Command::new("psql")
+        .args(["-Xq", "-d", &url, "-c"])
+        .arg("BEGIN; SELECT count(*) FROM audit_events.events; SELECT pg_sleep(60)")
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("the reader reads", Duration::from_secs(20), || {
+        scene.number("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)' AND wait_event = 'PgSleep' AND datname = current_database()") == 1
+    });
+    let mut daemon = scene.daemon();
+    daemon.wait_until_reading(2);
+    std::thread::scope(|scope| {
+        let applied = scope.spawn(|| apply(&scene, &[]));
+        let mut total = 600;
+        while !applied.is_finished() {
+            scene.produce(&PLAN, total, total + 50);
+            total += 50;
+            let took = scene.wait_until_read(total, Duration::from_secs(20));
+            assert!(took < Duration::from_secs(6), "{took:?}");
+        }
+        let (code, report) = applied.join().unwrap();
+        assert_eq!(code, Some(1));
+        check(&report, &[("events_p20180101", "busy", None), ("events_p20180301", "busy", None)]);
+    });
+    assert_eq!(scene.number("SELECT count(*) FROM audit_events.retention_actions"), 0);
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    scene.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)' AND pid <> pg_backend_pid() AND datname = current_database()");
+    let started = Instant::now();
+    let (code, report) = apply(&scene, &[]);
+    assert_eq!(code, Some(0), "{report:#}");
+    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    assert_eq!(scene.verify().total("dropped"), 500);
+}
