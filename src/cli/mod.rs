@@ -206,7 +206,14 @@ async fn execute(command: Command, config: &Config, recent: RecentLines) -> anyh
             let store = app::store_settings(config);
             let kafka = config.kafka.connection_properties();
             let spool_dir = config.spool.as_ref().map(|spool| spool.dir.as_path());
-            verify::run(&args, &store, (&kafka, spool_dir, &config.process.log_dir), &mut out).await
+            let rules = app::decode_rules(config);
+            let edges = verify::Edges {
+                kafka_properties: &kafka,
+                rules: &rules,
+                spool_dir,
+                log_dir: &config.process.log_dir,
+            };
+            verify::run(&args, &store, edges, &mut out).await
         }
     }
 }

@@ -39,7 +39,7 @@ pub struct ListArgs {
     pub json: bool,
 }
 
-/// Who does it and why; recorded in `offset_actions`.
+/// Who does it and why; recorded with the action.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ActionArgs {
     /// Why, for the record
@@ -48,6 +48,14 @@ pub struct ActionArgs {
     /// Who, for the record
     #[arg(long, env = "USER", default_value = "unknown", value_name = "NAME")]
     pub actor: String,
+}
+
+impl ActionArgs {
+    /// Who, and why.
+    #[must_use]
+    pub fn who_and_why(&self) -> (&str, &str) {
+        (&self.actor, &self.reason)
+    }
 }
 
 /// What to adopt.

@@ -3,10 +3,10 @@
 
 use std::io::Write;
 
-use clap::builder::NonEmptyStringValueParser;
 use serde_json::{Value, json};
 
 use super::ExitStatus;
+use super::offsets::ActionArgs;
 use super::table::{Cell, Table, with_thousands};
 use crate::model::projection::DaySink;
 use crate::model::retention::{Keep, LegalHold};
@@ -69,17 +69,6 @@ pub struct HoldArgs {
     pub action: ActionArgs,
 }
 
-/// Who does it and why; recorded in `retention_actions`.
-#[derive(Debug, Clone, clap::Args)]
-pub struct ActionArgs {
-    /// Why, for the record
-    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
-    pub reason: String,
-    /// Who, for the record
-    #[arg(long, env = "USER", default_value = "unknown", value_name = "NAME")]
-    pub actor: String,
-}
-
 /// How to list.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct ListArgs {
@@ -91,12 +80,6 @@ pub struct ListArgs {
 impl PlanArgs {
     fn expiry(&self) -> Expiry<'_> {
         Expiry { keep: self.keep, holds: &self.legal_holds, ignored: &self.ignore_sink }
-    }
-}
-
-impl ActionArgs {
-    fn who_and_why(&self) -> (&str, &str) {
-        (&self.actor, &self.reason)
     }
 }
 

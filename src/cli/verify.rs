@@ -2,26 +2,32 @@
 
 mod letters;
 mod projections;
+mod records;
+mod shown;
 mod spool;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
-use serde_json::{Value, json};
+use indicatif::ProgressBar;
+use serde_json::json;
 
 use self::letters::Letters;
 use self::projections::Projections;
+use self::records::{Comparing, Records, Stored};
 use self::spool::SpoolView;
 use super::ExitStatus;
-use super::table::{Cell, Table, with_thousands};
 use crate::config::KafkaProperties;
-use crate::model::position::{Offset, Partition, StreamId, StreamPartition, is_import};
-use crate::outlet::OutletSettings;
+use crate::model::decode::DecodeRules;
+use crate::model::position::{
+    Offset, OffsetRange, Partition, StreamId, StreamPartition, TopicPartition, is_import,
+};
+use crate::outlet::{OutletSettings, Topics};
 use crate::source::Lookup;
 use crate::store::{
-    Account, AccountScope, FateCounts, Finding, FindingCode, PartitionAccount, SessionPurpose, StoreError,
-    StoreSettings,
+    Account, AccountScope, Finding, FindingCode, PartitionAccount, SessionPurpose, StoreError, StoreSettings,
 };
 
 /// What to verify.
@@ -36,9 +42,12 @@ pub struct VerifyArgs {
     /// Verify only this topic
     #[arg(long, value_name = "TOPIC")]
     pub topic: Option<String>,
-    /// Do not compare positions and dead letters with Kafka
+    /// Do not compare positions, records and dead letters with Kafka
     #[arg(long)]
     pub no_kafka: bool,
+    /// Compare about so many records with their rows, spread over all partitions, and not every one that Kafka still has
+    #[arg(long, value_name = "COUNT", conflicts_with = "no_kafka")]
+    pub sample: Option<u64>,
 }
 
 /// Kafka's watermarks of a stream's partition, or why there are none to compare with.
@@ -60,6 +69,7 @@ enum KafkaAnswer {
 struct Report {
     account: Account,
     kafka: KafkaAnswer,
+    records: Records,
     letters: Letters,
     spool: SpoolView,
     projections: Projections,
@@ -67,8 +77,18 @@ struct Report {
     findings: Vec<(usize, Finding)>,
 }
 
-/// What the account is compared with: Kafka by its properties, `SPOOL_DIR` unless there is none, `LOG_DIR`.
-pub type Edges<'a> = (&'a KafkaProperties, Option<&'a Path>, &'a Path);
+/// What the account is compared with.
+#[derive(Debug, Clone, Copy)]
+pub struct Edges<'a> {
+    /// How to reach Kafka.
+    pub kafka_properties: &'a KafkaProperties,
+    /// How records are decoded.
+    pub rules: &'a DecodeRules,
+    /// `SPOOL_DIR`, unless there is none.
+    pub spool_dir: Option<&'a Path>,
+    /// `LOG_DIR`.
+    pub log_dir: &'a Path,
+}
 
 /// Verifies the account and writes it to `out`. [`ExitStatus::Findings`] when it does not hold,
 /// [`ExitStatus::Unreachable`] when PostgreSQL can't tell or has nothing in scope; Kafka's silence is only noted.
@@ -82,7 +102,7 @@ pub async fn run(
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
     let progress = super::spinner("counting rows");
-    let outcome = report(args, store, edges).await;
+    let outcome = report(args, store, edges, &progress).await;
     progress.finish_and_clear();
     let report = match outcome? {
         Ok(report) => report,
@@ -117,7 +137,8 @@ fn could_not_verify(
 async fn report(
     args: &VerifyArgs,
     store: &StoreSettings,
-    (kafka_properties, spool_dir, log_dir): Edges<'_>,
+    edges: Edges<'_>,
+    progress: &ProgressBar,
 ) -> anyhow::Result<Result<Report, StoreError>> {
     let scope = AccountScope { group: args.group.clone(), topic: args.topic.clone() };
     let account = match read_account(store, &scope).await {
@@ -129,26 +150,30 @@ async fn report(
     let kafka = if args.no_kafka {
         KafkaAnswer::NotAsked
     } else {
-        let (properties, sources) = (kafka_properties.clone(), sources_of(&account));
+        let (properties, sources) = (edges.kafka_properties.clone(), sources_of(&account));
         tokio::task::spawn_blocking(move || ask_kafka(&properties, &sources)).await?
+    };
+    let records = match compare_records(args, store, edges, (&account, &kafka), progress).await? {
+        Ok(records) => records,
+        Err(error) => return Ok(Err(error)),
     };
     let letters = if args.no_kafka || matches!(kafka, KafkaAnswer::Silent(_)) {
         Letters::default()
     } else {
-        let outlet = OutletSettings::new(kafka_properties.clone(), &store.group);
+        let outlet = OutletSettings::new(edges.kafka_properties.clone(), &store.group);
         match Letters::compare(&account, store, &outlet).await? {
             Ok(letters) => letters,
             Err(error) => return Ok(Err(error)),
         }
     };
-    let spool = match SpoolView::compare(spool_dir, &account, store).await {
+    let spool = match SpoolView::compare(edges.spool_dir, &account, store).await {
         Ok(spool) => spool,
         Err(error) => return Ok(Err(error)),
     };
-    let mut report = Report::new(account, kafka, (letters, spool));
+    let mut report = Report::new(account, kafka, (records, letters, spool));
     // Day files are of all groups and topics.
     if args.group.is_none() && args.topic.is_none() {
-        match Projections::compare(store, log_dir).await {
+        match Projections::compare(store, edges.log_dir).await {
             Ok(projections) => report.projections = projections,
             Err(error) => return Ok(Err(error)),
         }
@@ -161,6 +186,55 @@ async fn report(
         }
     }
     Ok(Ok(report))
+}
+
+/// Compares what Kafka still has below the positions.
+async fn compare_records(
+    args: &VerifyArgs,
+    store: &StoreSettings,
+    edges: Edges<'_>,
+    (account, kafka): (&Account, &KafkaAnswer),
+    progress: &ProgressBar,
+) -> anyhow::Result<Result<Records, StoreError>> {
+    let (KafkaAnswer::Watermarks(answers), false) = (kafka, args.sample == Some(0)) else {
+        return Ok(Ok(Records::default()));
+    };
+    let topics: BTreeSet<String> =
+        account.partitions.iter().map(|partition| partition.topic.clone()).collect();
+    let outlet = OutletSettings::new(edges.kafka_properties.clone(), &store.group);
+    let compacted = tokio::task::spawn_blocking(move || {
+        let asked = Topics::new(&outlet);
+        let is_compacted = |topic: &String| asked.as_ref().ok()?.is_compacted(topic).ok()?;
+        topics.into_iter().map(|topic| (is_compacted(&topic) != Some(false), topic)).collect::<Vec<_>>()
+    });
+    let compacted: HashSet<String> = compacted
+        .await?
+        .into_iter()
+        .filter_map(|(is_compacted, topic)| is_compacted.then_some(topic))
+        .collect();
+    let stored = account.partitions.iter().filter_map(|partition| {
+        let (low, end) = answers.get(&partition.key)?.as_ref().ok().copied()?;
+        let position = partition.position.as_ref()?;
+        let start = low.max(Offset::new(position.first)?);
+        let range = OffsetRange::new(start, end.min(Offset::new(position.next)?))?;
+        Some(Stored {
+            key: partition.key,
+            source: Arc::new(TopicPartition {
+                topic: partition.topic.as_str().into(),
+                partition: partition.key.partition,
+            }),
+            range,
+            is_thinned: partition.stored.dropped > 0,
+            is_compacted: compacted.contains(&partition.topic),
+        })
+    });
+    let how = Comparing {
+        store,
+        kafka_properties: edges.kafka_properties,
+        rules: edges.rules,
+        sample: args.sample,
+    };
+    Records::compare(stored.collect(), how, progress).await
 }
 
 async fn read_account(store: &StoreSettings, scope: &AccountScope) -> Result<Account, StoreError> {
@@ -227,9 +301,13 @@ pub(super) fn watermarks(
 }
 
 impl Report {
-    fn new(account: Account, kafka: KafkaAnswer, (letters, spool): (Letters, SpoolView)) -> Self {
+    fn new(
+        account: Account,
+        kafka: KafkaAnswer,
+        (records, letters, spool): (Records, Letters, SpoolView),
+    ) -> Self {
         let projections = Projections::default();
-        let mut report = Self { account, kafka, letters, spool, projections, findings: Vec::new() };
+        let mut report = Self { account, kafka, records, letters, spool, projections, findings: Vec::new() };
         let mut findings = Vec::new();
         for (index, partition) in report.account.partitions.iter().enumerate() {
             findings.extend(partition.findings().into_iter().map(|finding| (index, finding)));
@@ -237,9 +315,10 @@ impl Report {
                 let in_kafka = partition.findings_in_kafka(low, end);
                 findings.extend(in_kafka.into_iter().map(|finding| (index, finding)));
             }
-            let of_others = report.letters.findings.iter().chain(&report.spool.findings);
+            let of_others = report.letters.findings.iter().chain(&report.spool.findings).cloned();
+            let of_others = of_others.chain(report.records.findings());
             let of_others = of_others.filter(|(key, _)| *key == partition.key);
-            findings.extend(of_others.map(|(_, finding)| (index, finding.clone())));
+            findings.extend(of_others.map(|(_, finding)| (index, finding)));
         }
         report.findings = findings;
         report
@@ -283,224 +362,4 @@ impl Report {
         let (_, end) = self.watermarks(partition)?;
         Some(end.as_i64().saturating_sub(partition.position?.next).max(0))
     }
-
-    fn totals(&self) -> Totals {
-        let mut totals = Totals::default();
-        for partition in &self.account.partitions {
-            if let Some(position) = &partition.position {
-                totals.positions += 1;
-                totals.produced += position.produced();
-                totals.absent += position.absent;
-            }
-            totals.stored.events += partition.stored.rows.events;
-            totals.stored.duplicates += partition.stored.rows.duplicates;
-            totals.stored.dead_letters += partition.stored.rows.dead_letters;
-            totals.gaps += partition.gaps;
-            totals.dropped += partition.stored.dropped;
-            if let Some(lag) = self.lag(partition) {
-                totals.lag = Some(totals.lag.unwrap_or(0) + lag);
-            }
-        }
-        totals
-    }
-
-    fn to_json(&self) -> Value {
-        let totals = self.totals();
-        let findings: Vec<Value> = self
-            .findings
-            .iter()
-            .filter_map(|(index, finding)| Some((self.account.partitions.get(*index)?, finding)))
-            .map(|(partition, finding)| {
-                json!({
-                    "code": finding.code.as_str(), "group": partition.group, "topic": partition.topic,
-                    "stream_id": partition.key.stream.to_string(), "partition": partition.key.partition.0,
-                    "expected": finding.expected, "found": finding.found, "text": finding.text,
-                })
-            })
-            .collect();
-        let repeated = &self.account.repeated_ids;
-        let examples: Vec<Value> = repeated
-            .examples
-            .iter()
-            .map(|(id, count)| json!({"audit_id": id.to_string(), "timestamps": count}))
-            .collect();
-        let (is_reachable, reason) = match &self.kafka {
-            KafkaAnswer::NotAsked => (None, None),
-            KafkaAnswer::Silent(reason) => (Some(false), Some(reason)),
-            KafkaAnswer::Watermarks(_) => (Some(true), None),
-        };
-        json!({
-            "ok": self.is_ok(),
-            "totals": {
-                "positions": totals.positions, "produced": totals.produced, "events": totals.stored.events,
-                "duplicates": totals.stored.duplicates, "dead_letters": totals.stored.dead_letters,
-                "dead_letters_by_reason": self.account.dead_letters_by_reason,
-                "absent": totals.absent, "gaps": totals.gaps, "dropped": totals.dropped, "lag": totals.lag,
-            },
-            "letters": self.letters.to_json(), "spool": self.spool.to_json(),
-            "projections": self.projections.to_json(),
-            "kafka": {"reachable": is_reachable, "reason": reason},
-            "partitions": self.account.partitions.iter().map(|p| self.partition_json(p)).collect::<Vec<_>>(),
-            "findings": findings,
-            "audit_ids_under_several_times": {"count": repeated.count, "examples": examples},
-        })
-    }
-
-    fn partition_json(&self, partition: &PartitionAccount) -> Value {
-        let counts = |counts: &FateCounts| json!({"events": counts.events, "duplicates": counts.duplicates, "dead_letters": counts.dead_letters});
-        let (position, stored) = (partition.position.as_ref(), &partition.stored);
-        let watermarks = self.watermarks(partition);
-        json!({
-            "group": partition.group, "topic": partition.topic, "stream_id": partition.key.stream.to_string(),
-            "partition": partition.key.partition.0, "retired": partition.is_retired,
-            "first_offset": position.map(|p| p.first), "next_offset": position.map(|p| p.next),
-            "counters": position.map(|p| counts(&p.counters)), "absent": position.map(|p| p.absent),
-            "rows": counts(&stored.rows), "dropped": stored.dropped, "distinct_offsets": stored.distinct_offsets,
-            "lowest_offset": stored.bounds.map(|(low, _)| low),
-            "highest_offset": stored.bounds.map(|(_, high)| high),
-            "gaps": partition.gaps,
-            "kafka_low": watermarks.map(|(low, _)| low.as_i64()),
-            "kafka_end": watermarks.map(|(_, end)| end.as_i64()),
-            "lag": self.lag(partition), "kafka_note": self.note(partition),
-        })
-    }
-
-    fn write_tables(&self, out: &mut dyn Write) -> anyhow::Result<()> {
-        self.partition_table().write_to(out)?;
-        let totals = self.totals();
-        writeln!(out)?;
-        writeln!(
-            out,
-            "{} offsets read = {} events + {} duplicates + {} dead letters + {} absent{}",
-            with_thousands(totals.produced),
-            with_thousands(totals.stored.events),
-            with_thousands(totals.stored.duplicates),
-            with_thousands(totals.stored.dead_letters),
-            with_thousands(totals.absent),
-            if self.findings.is_empty() { "" } else { " does not hold, see below" },
-        )?;
-        if totals.gaps > 0 {
-            writeln!(out, "of the absent, {} were declared as gaps", with_thousands(totals.gaps))?;
-        }
-        if totals.dropped > 0 {
-            writeln!(out, "of the events, {} were dropped by retention", with_thousands(totals.dropped))?;
-        }
-        for (reason, count) in &self.account.dead_letters_by_reason {
-            writeln!(out, "dead letters, {reason}: {}", with_thousands(*count))?;
-        }
-        let repeated = &self.account.repeated_ids;
-        if repeated.count > 0 {
-            writeln!(out, "audit ids under several timestamps: {}", with_thousands(repeated.count))?;
-            for (id, count) in &repeated.examples {
-                writeln!(out, "  {id} under {count}")?;
-            }
-        }
-        match &self.kafka {
-            KafkaAnswer::NotAsked => writeln!(out, "kafka was not asked")?,
-            KafkaAnswer::Silent(reason) => writeln!(out, "not compared with kafka: {reason}")?,
-            KafkaAnswer::Watermarks(_) => {
-                let lag = totals.lag.map_or_else(|| "unknown".into(), with_thousands);
-                writeln!(out, "lag to kafka's end, in offsets: {lag}")?;
-            }
-        }
-        for line in self.letters.lines().into_iter().chain(self.spool.lines()) {
-            writeln!(out, "{line}")?;
-        }
-        self.projections.write_to(out)?;
-        self.write_notes_and_findings(out)
-    }
-
-    fn write_notes_and_findings(&self, out: &mut dyn Write) -> anyhow::Result<()> {
-        let imports = self.account.partitions.iter().filter(|partition| is_import(&partition.topic)).count();
-        if imports > 0 {
-            writeln!(out, "imports, which have no topic in kafka to be compared with: {imports}")?;
-        }
-        for partition in self.account.partitions.iter().filter(|partition| !is_import(&partition.topic)) {
-            if let Some(note) = self.note(partition) {
-                writeln!(out, "not compared with kafka: {}: {note}", name_of(partition))?;
-            }
-        }
-        writeln!(out)?;
-        if self.findings.is_empty() {
-            writeln!(out, "the account holds")?;
-            return Ok(());
-        }
-        writeln!(out, "the account does not hold: {} findings", self.findings.len())?;
-        let mut table = Table::new(&["finding", "partition", "expected", "found", "meaning"]);
-        for (index, finding) in &self.findings {
-            let name = self.account.partitions.get(*index).map(name_of).unwrap_or_default();
-            table.push(vec![
-                finding.code.as_str().into(),
-                name.as_str().into(),
-                finding.expected.as_str().into(),
-                finding.found.as_str().into(),
-                finding.text.as_str().into(),
-            ]);
-        }
-        table.write_to(out)?;
-        Ok(())
-    }
-
-    fn partition_table(&self) -> Table {
-        let mut table = Table::new(&[
-            "group",
-            "topic",
-            "partition",
-            "first",
-            "next",
-            "events",
-            "duplicates",
-            "dead letters",
-            "absent",
-            "gaps",
-            "kafka end",
-            "lag",
-            "account",
-        ]);
-        let broken: HashSet<usize> = self.findings.iter().map(|(index, _)| *index).collect();
-        for (index, partition) in self.account.partitions.iter().enumerate() {
-            let position = partition.position.as_ref();
-            let rows = &partition.stored.rows;
-            table.push(vec![
-                partition.group.as_str().into(),
-                topic_of(partition).as_str().into(),
-                i64::from(partition.key.partition.0).into(),
-                position.map(|p| p.first).into(),
-                position.map(|p| p.next).into(),
-                rows.events.into(),
-                rows.duplicates.into(),
-                rows.dead_letters.into(),
-                position.map(|p| p.absent).into(),
-                partition.gaps.into(),
-                self.watermarks(partition).map(|(_, end)| end.as_i64()).into(),
-                self.lag(partition).into(),
-                Cell::from(if broken.contains(&index) { "BROKEN" } else { "holds" }),
-            ]);
-        }
-        table
-    }
-}
-
-/// Sums over the partitions of a report; events, duplicates and dead letters as the tables have them, or had.
-#[derive(Debug, Default)]
-struct Totals {
-    positions: i64,
-    produced: i64,
-    stored: FateCounts,
-    absent: i64,
-    gaps: i64,
-    dropped: i64,
-    lag: Option<i64>,
-}
-
-fn topic_of(partition: &PartitionAccount) -> String {
-    match (&*partition.topic, partition.is_retired) {
-        ("", _) => format!("unknown stream {}", partition.key.stream),
-        (topic, true) => format!("{topic} (retired)"),
-        (topic, false) => topic.into(),
-    }
-}
-
-fn name_of(partition: &PartitionAccount) -> String {
-    format!("{}/{}", topic_of(partition), partition.key.partition)
 }

@@ -166,6 +166,19 @@ impl Topics {
 
     /// `max.message.bytes` of a topic; `None` when we may not know it.
     fn record_max_len_bytes(&self, topic: &str) -> Result<Option<usize>, OutletError> {
+        Ok(self.setting(topic, "max.message.bytes")?.and_then(|value| value.parse().ok()))
+    }
+
+    /// Whether Kafka takes records out of the middle of a topic (`cleanup.policy`); `None` when we may not know it.
+    /// Blocks for 5 s at most.
+    ///
+    /// # Errors
+    /// [`OutletError::Unavailable`].
+    pub fn is_compacted(&self, topic: &str) -> Result<Option<bool>, OutletError> {
+        Ok(self.setting(topic, "cleanup.policy")?.map(|policy| policy.contains("compact")))
+    }
+
+    fn setting(&self, topic: &str, name: &str) -> Result<Option<String>, OutletError> {
         const STEP: &str = "look the topic's settings up";
         let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
         let described = Handle::current()
@@ -179,7 +192,7 @@ impl Topics {
             | None => return Ok(None),
             Some(Err(code)) => return Err(OutletError::of(STEP, KafkaError::AdminOp(code))),
         };
-        let entry = resource.entries.iter().find(|entry| entry.name == "max.message.bytes");
-        Ok(entry.and_then(|entry| entry.value.as_ref()?.parse().ok()))
+        let entry = resource.entries.into_iter().find(|entry| entry.name == name);
+        Ok(entry.and_then(|entry| entry.value))
     }
 }

@@ -24,6 +24,7 @@ mod describe;
 mod gate;
 mod lookup;
 mod poller;
+mod replay;
 mod slots;
 
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use crate::model::record::{AssignmentId, Chunk};
 
 pub use lookup::{Lookup, LookupError};
 pub use poller::{SourceHandle, start};
+pub use replay::Replay;
 
 /// How often a partition that was not granted is offered again.
 pub const OFFER_INTERVAL: Duration = Duration::from_secs(2);

@@ -19,7 +19,7 @@ use crate::model::position::{Offset, Partition, StreamId, StreamPartition};
 use crate::model::rejection::{Rejection, RejectionCode};
 
 /// The columns that are an event's content; compared by value (`jsonb` and `numeric` compare so).
-const CONTENT_COLUMNS: [&str; 19] = [
+pub(super) const CONTENT_COLUMNS: [&str; 19] = [
     "correlation_id",
     "operation",
     "command",
@@ -98,7 +98,7 @@ impl Session {
         self.recount(group, &collisions).await
     }
 
-    async fn create_merge_table(&mut self) -> Result<(), StoreError> {
+    pub(super) async fn create_merge_table(&mut self) -> Result<(), StoreError> {
         if !self.has_merge_table {
             let create = format!(
                 "CREATE TEMP TABLE IF NOT EXISTS incoming ON COMMIT DELETE ROWS AS \
@@ -110,10 +110,17 @@ impl Session {
         Ok(())
     }
 
+    /// Without statistics on the temporary table the planner may read all of `events`; the primary key is always the right
+    /// way to the rows of a batch. For this transaction.
+    pub(super) async fn plan_by_primary_key(&mut self) -> Result<(), StoreError> {
+        sqlx::raw_sql("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off")
+            .execute(&mut self.connection)
+            .await?;
+        Ok(())
+    }
+
     async fn collisions(&mut self) -> Result<Vec<Collision>, StoreError> {
         let columns = |alias: &str| CONTENT_COLUMNS.map(|column| format!("{alias}.{column}")).join(", ");
-        // Without statistics on the temporary table the planner may read all of `events`; the primary key is
-        // always the right way here.
         let query = format!(
             "SELECT i.stream_id, i.source_partition, i.source_offset, i.audit_id, \
                     ({}) IS NOT DISTINCT FROM ({}) AS is_same, \
@@ -124,9 +131,7 @@ impl Session {
             columns("i"),
             columns("e")
         );
-        sqlx::raw_sql("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off")
-            .execute(&mut self.connection)
-            .await?;
+        self.plan_by_primary_key().await?;
         let rows = sqlx::raw_sql(AssertSqlSafe(query)).fetch_all(&mut self.connection).await?;
         rows.iter()
             .map(|row| {

@@ -20,6 +20,7 @@
 mod actions;
 mod claim;
 mod commit;
+mod compare;
 pub mod copy;
 mod dead_letters;
 mod error;
@@ -44,6 +45,7 @@ mod verify;
 pub use actions::{OffsetRow, StreamRow};
 pub use claim::{Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, StreamIdentity};
 pub use commit::{CommitOutcome, CommitPath, CommittedPart, StalePart};
+pub use compare::{Fate, Mismatch, StoredLetter, StoredRange};
 pub use dead_letters::{Backlog, LETTER_MAX_COUNT, Relayed, WaitingStream};
 pub use error::StoreError;
 pub use export::EventFilter;

@@ -7,13 +7,15 @@
 //!
 //! While it runs, the snapshot holds vacuum back, and a daemon that needs a new time partition waits.
 
+mod finding;
+
 use std::collections::BTreeMap;
-use std::fmt;
 
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+pub use self::finding::{Finding, FindingCode};
 use super::error::StoreError;
 use super::session::Session;
 use crate::model::position::{Offset, Partition, StreamId, StreamPartition};
@@ -117,93 +119,6 @@ pub struct Account {
     pub dead_letters_by_reason: BTreeMap<String, i64>,
     /// Audit ids under several timestamps.
     pub repeated_ids: RepeatedIds,
-}
-
-/// What is wrong, as a stable code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum FindingCode {
-    /// The position row does not add up.
-    AccountUnbalanced,
-    /// The events counter is not the number of rows.
-    EventsDiffer,
-    /// The duplicates counter is not the number of rows.
-    DuplicatesDiffer,
-    /// The dead letters counter is not the number of rows.
-    DeadLettersDiffer,
-    /// An offset stands more than once.
-    Overlap,
-    /// A row stands outside of `[first, next)`.
-    BeyondPosition,
-    /// Rows without a position.
-    OrphanRows,
-    /// Offsets below the position are neither in a table nor counted as absent.
-    Hole,
-    /// The position is behind Kafka's end.
-    BeyondEnd,
-    /// Kafka has deleted records that were not read.
-    RecordsDeleted,
-    /// A dead letter is marked as relayed and is not in its topic.
-    LetterMissing,
-    /// A dead letter is in its topic more than once.
-    LetterTwice,
-    /// A dead letter topic holds a letter without a row.
-    LetterUnknown,
-    /// A spool holds records that were declared a gap.
-    GapIsSpooled,
-}
-
-impl FindingCode {
-    /// The code.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::AccountUnbalanced => "account_unbalanced",
-            Self::EventsDiffer => "events_differ",
-            Self::DuplicatesDiffer => "duplicates_differ",
-            Self::DeadLettersDiffer => "dead_letters_differ",
-            Self::Overlap => "overlap",
-            Self::BeyondPosition => "beyond_position",
-            Self::OrphanRows => "orphan_rows",
-            Self::Hole => "hole",
-            Self::BeyondEnd => "beyond_end",
-            Self::RecordsDeleted => "records_deleted",
-            Self::LetterMissing => "letter_missing",
-            Self::LetterTwice => "letter_twice",
-            Self::LetterUnknown => "letter_unknown",
-            Self::GapIsSpooled => "gap_is_spooled",
-        }
-    }
-}
-
-impl fmt::Display for FindingCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Something that contradicts the promise.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// What is wrong.
-    pub code: FindingCode,
-    /// What should be there.
-    pub expected: String,
-    /// What is there.
-    pub found: String,
-    /// The same for people.
-    pub text: String,
-}
-
-impl Finding {
-    /// A finding.
-    #[must_use]
-    pub fn new(
-        code: FindingCode,
-        (expected, found): (impl fmt::Display, impl fmt::Display),
-        text: impl Into<String>,
-    ) -> Self {
-        Self { code, expected: expected.to_string(), found: found.to_string(), text: text.into() }
-    }
 }
 
 impl PartitionAccount {

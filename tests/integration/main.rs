@@ -40,3 +40,4 @@ mod spooling;
 mod strays;
 mod streams;
 mod traces;
+mod verify;
