@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::commit::offset_of;
 use super::error::StoreError;
 use super::session::{APPLICATION_NAME_PREFIX, Session, SessionPurpose, StoreSettings};
+use crate::failpoint;
 use crate::model::position::{Epoch, Offset, Partition, StreamId, StreamPartition};
 
 /// How long a claim waits for a lock before it ends the sessions of ours that hold it.
@@ -149,7 +150,9 @@ impl StoreSettings {
                 *slot = Some(self.claim_one(session, request).await?);
             }
         }
+        failpoint::at("claim_before_commit");
         sqlx::query("COMMIT").execute(&mut session.connection).await?;
+        failpoint::at("claim_after_commit");
         Ok(answers.into_iter().flatten().collect())
     }
 
@@ -333,6 +336,7 @@ impl Session {
     /// See [`StoreError`]; the session must then be dropped.
     pub async fn release(&mut self, group: &str, claims: &[Claim]) -> Result<(), StoreError> {
         let (streams, partitions, epochs) = columns(claims);
+        failpoint::at("release_before");
         sqlx::query(
             "UPDATE audit_events.consumer_offsets AS o \
                 SET released_at = now(), owner_pid = NULL, owner_backend_start = NULL \
@@ -349,6 +353,7 @@ impl Session {
         .bind(epochs)
         .execute(&mut self.connection)
         .await?;
+        failpoint::at("release_after");
         Ok(())
     }
 

@@ -1,0 +1,291 @@
+//! The daemons: started, watched, killed, and started again as an orchestrator would.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::daemon_http;
+
+/// How long an orchestrator takes to start what died.
+const RESTART_AFTER: Duration = Duration::from_millis(500);
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How long a daemon may take to end by SIGTERM, with some reserve over `SHUTDOWN_DEADLINE_MS`.
+const END_PATIENCE: Duration = Duration::from_secs(25);
+/// How much of a log is shown.
+const TAIL_LINE_COUNT: usize = 25;
+const SIGKILL: i32 = 9;
+
+/// Why a daemon may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    /// It may not.
+    None,
+    /// We killed it.
+    Killed,
+    /// We asked it to end, then.
+    Asked(Instant),
+}
+
+/// A crash point, and at which hit the process dies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CrashPoint {
+    pub(crate) name: &'static str,
+    pub(crate) hit: u64,
+}
+
+/// What happened to a daemon that should not.
+#[derive(Debug, Clone)]
+pub(crate) struct Unexpected {
+    pub(crate) daemon: usize,
+    pub(crate) status: String,
+    pub(crate) log_tail: String,
+}
+
+#[derive(Debug)]
+struct Daemon {
+    child: Option<Child>,
+    leave: Leave,
+    /// Whether it is started again.
+    is_wanted: bool,
+    start_at: Instant,
+    /// What the process that runs is armed with.
+    armed: Option<CrashPoint>,
+    /// ... and the next one.
+    next_armed: Option<CrashPoint>,
+    /// A shell command before it, once.
+    next_limit: Option<String>,
+    start_count: u64,
+}
+
+/// Where a daemon is and what it is told.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    pub(crate) dir: PathBuf,
+    pub(crate) http_port: u16,
+    pub(crate) settings: Vec<(String, String)>,
+}
+
+/// All daemons of a run.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    pub(crate) homes: Vec<Home>,
+    daemons: Vec<Mutex<Daemon>>,
+    unexpected: Mutex<Vec<Unexpected>>,
+    crashed: Mutex<Vec<&'static str>>,
+    is_over: std::sync::atomic::AtomicBool,
+}
+
+impl Fleet {
+    /// Starts one daemon for each home, and watches them until [`Fleet::end`].
+    pub(crate) fn start(homes: Vec<Home>) -> Arc<Self> {
+        let daemons = homes
+            .iter()
+            .map(|_| {
+                Mutex::new(Daemon {
+                    child: None,
+                    leave: Leave::None,
+                    is_wanted: true,
+                    start_at: Instant::now(),
+                    armed: None,
+                    next_armed: None,
+                    next_limit: None,
+                    start_count: 0,
+                })
+            })
+            .collect();
+        let fleet = Arc::new(Self {
+            homes,
+            daemons,
+            unexpected: Mutex::default(),
+            crashed: Mutex::default(),
+            is_over: false.into(),
+        });
+        let watched = Arc::clone(&fleet);
+        // The daemons end with this thread, and so with the rig.
+        std::thread::spawn(move || {
+            while !watched.is_over.load(std::sync::atomic::Ordering::SeqCst) {
+                (0..watched.homes.len()).for_each(|index| watched.tend(index));
+                std::thread::sleep(LOOK_INTERVAL);
+            }
+        });
+        fleet
+    }
+
+    pub(crate) const fn count(&self) -> usize {
+        self.homes.len()
+    }
+
+    fn lock(&self, index: usize) -> MutexGuard<'_, Daemon> {
+        self.daemons[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tend(&self, index: usize) {
+        let mut daemon = self.lock(index);
+        match daemon.child.as_mut().map(Child::try_wait) {
+            Some(Ok(None)) => {
+                if matches!(daemon.leave, Leave::Asked(since) if since.elapsed() > END_PATIENCE) {
+                    self.report(index, format!("does not end within {END_PATIENCE:?} of SIGTERM"));
+                    signal(&daemon, Signal::KILL);
+                    daemon.leave = Leave::Killed;
+                }
+            }
+            Some(ended) => self.note_end(index, &mut daemon, ended.unwrap()),
+            None if daemon.is_wanted && Instant::now() >= daemon.start_at => self.spawn(index, &mut daemon),
+            None => {}
+        }
+    }
+
+    fn note_end(&self, index: usize, daemon: &mut Daemon, status: Option<ExitStatus>) {
+        let is_killed = status.is_some_and(|status| status.signal() == Some(SIGKILL));
+        let is_done = status.is_some_and(|status| status.success());
+        match (daemon.leave, daemon.armed.take()) {
+            (Leave::Killed, _) if is_killed => {}
+            (_, Some(point)) if is_killed => {
+                self.crashed.lock().unwrap_or_else(PoisonError::into_inner).push(point.name);
+            }
+            (Leave::Asked(_), _) if is_done => {}
+            _ => self.report(index, format!("{status:?}")),
+        }
+        daemon.child = None;
+        daemon.leave = Leave::None;
+        daemon.start_at = Instant::now() + RESTART_AFTER;
+    }
+
+    fn report(&self, index: usize, status: String) {
+        let log_tail = self.log_tail(index);
+        eprintln!("torture: daemon {index} ended without being asked to: {status}\n{log_tail}");
+        let unexpected = Unexpected { daemon: index, status, log_tail };
+        self.unexpected.lock().unwrap_or_else(PoisonError::into_inner).push(unexpected);
+    }
+
+    fn spawn(&self, index: usize, daemon: &mut Daemon) {
+        let home = &self.homes[index];
+        let log = OpenOptions::new().create(true).append(true).open(home.dir.join("log")).unwrap();
+        let null: File = OpenOptions::new().write(true).open("/dev/null").unwrap();
+        let limit = daemon.next_limit.take().map_or_else(String::new, |limit| format!("{limit} && "));
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "bash", "-c", &format!("{limit}exec \"$0\" run")]);
+        command.arg(env!("CARGO_BIN_EXE_audit-consumer")).env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.envs(home.settings.iter().map(|(key, value)| (key, value)));
+        daemon.armed = daemon.next_armed.take();
+        let points =
+            home.settings.iter().find(|(key, _)| key == "FAILPOINTS").map(|(_, value)| value.clone());
+        let armed = daemon.armed.as_ref().map(|CrashPoint { name, hit }| match hit.saturating_sub(1) {
+            0 => format!("{name}=return"),
+            before => format!("{name}={before}*off->return"),
+        });
+        let points: Vec<String> = points.into_iter().chain(armed).collect();
+        command.env("FAILPOINTS", points.join(";"));
+        let child = command.stdin(Stdio::null()).stdout(null).stderr(log).spawn().unwrap();
+        daemon.child = Some(child);
+        daemon.leave = Leave::None;
+        daemon.start_count += 1;
+    }
+
+    /// Ends a daemon like a crash; false: it does not run.
+    pub(crate) fn kill(&self, index: usize) -> bool {
+        let mut daemon = self.lock(index);
+        daemon.leave = Leave::Killed;
+        signal(&daemon, Signal::KILL)
+    }
+
+    /// Asks a daemon to end, by SIGTERM.
+    pub(crate) fn terminate(&self, index: usize) -> bool {
+        let mut daemon = self.lock(index);
+        if daemon.leave != Leave::None {
+            return false;
+        }
+        daemon.leave = Leave::Asked(Instant::now());
+        signal(&daemon, Signal::TERM)
+    }
+
+    /// Stops or continues a daemon.
+    pub(crate) fn signal(&self, index: usize, which: Signal) -> bool {
+        signal(&self.lock(index), which)
+    }
+
+    /// The next process of this daemon dies at a crash point.
+    pub(crate) fn arm(&self, index: usize, point: CrashPoint) {
+        self.lock(index).next_armed = Some(point);
+    }
+
+    /// The next process of this daemon runs under a limit of the shell.
+    pub(crate) fn limit(&self, index: usize, limit: &str) {
+        self.lock(index).next_limit = Some(limit.to_owned());
+    }
+
+    /// Whether a daemon's process is armed, or its next one.
+    pub(crate) fn is_armed(&self, index: usize) -> bool {
+        let daemon = self.lock(index);
+        daemon.armed.is_some() || daemon.next_armed.is_some()
+    }
+
+    /// Whether a daemon is started again when it has ended.
+    pub(crate) fn want(&self, index: usize, is_wanted: bool) {
+        self.lock(index).is_wanted = is_wanted;
+    }
+
+    pub(crate) fn is_running(&self, index: usize) -> bool {
+        self.lock(index).child.is_some()
+    }
+
+    /// No process is armed any more: those that are, are killed.
+    pub(crate) fn disarm(&self) {
+        for index in 0..self.count() {
+            let is_armed = {
+                let mut daemon = self.lock(index);
+                daemon.next_armed = None;
+                daemon.next_limit = None;
+                daemon.armed.is_some()
+            };
+            self.signal(index, Signal::CONT);
+            if is_armed {
+                self.kill(index);
+            }
+        }
+    }
+
+    /// Names of the crash points at which a daemon died, once for each time.
+    pub(crate) fn crashed(&self) -> Vec<&'static str> {
+        self.crashed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn unexpected(&self) -> Vec<Unexpected> {
+        self.unexpected.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// `/status` of a daemon.
+    pub(crate) fn status(&self, index: usize) -> Option<Value> {
+        serde_json::from_str(&daemon_http::get(self.homes[index].http_port, "/status")?).ok()
+    }
+
+    pub(crate) fn log_tail(&self, index: usize) -> String {
+        let bytes = std::fs::read(self.homes[index].dir.join("log")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(64 * 1024)..]).into_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINE_COUNT)..].join("\n")
+    }
+
+    /// Ends all daemons by SIGTERM and waits until they have.
+    pub(crate) fn end(&self) {
+        for index in 0..self.count() {
+            self.want(index, false);
+            self.terminate(index);
+        }
+        while (0..self.count()).any(|index| self.is_running(index)) {
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+        self.is_over.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+fn signal(daemon: &Daemon, which: Signal) -> bool {
+    daemon.child.as_ref().is_some_and(|child| kill_process(Pid::from_child(child), which).is_ok())
+}
