@@ -38,6 +38,8 @@ faults! {
     CrashPoint = "crash_point", Process, 4;
     /// Daemons end by SIGTERM and come back, one after the other.
     Storm = "rebalance_storm", Process, 1;
+    /// The wall clock of a daemon's machine jumps by hours.
+    ClockJump = "clock_jump", Process, 1;
     /// PostgreSQL crashes and comes back at once.
     DatabaseRestart = "database_restart", Database, 5;
     /// PostgreSQL is away for so long that the daemons spool, and one of them dies meanwhile.
@@ -46,7 +48,7 @@ faults! {
     BitFlip = "bit_flip", Database, 1;
     /// A spool file ends in half a line, likewise.
     TornTail = "torn_tail", Database, 1;
-    /// A daemon's files can't grow during an outage.
+    /// The disk of a spool is full during an outage.
     DiskFull = "disk_full", Database, 1;
     /// The primary dies, and a replica takes over that lags behind.
     Failover = "failover", Database, 2;
@@ -56,6 +58,10 @@ faults! {
     BrokerKill = "broker_kill", Broker, 1;
     /// The topic gets more partitions.
     Growth = "partition_growth", Broker, 1;
+    /// Records are deleted before anybody reads them.
+    DeleteRecords = "deleted_records", Broker, 1;
+    /// A topic is deleted and created again.
+    Recreate = "topic_recreation", Broker, 1;
     /// Connections of a daemon to PostgreSQL end.
     CutDatabase = "cut_database", Network, 1;
     /// Connections to Kafka end.

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::daemon_http;
+use crate::random::Random;
 
 /// How long an orchestrator takes to start what died.
 const RESTART_AFTER: Duration = Duration::from_millis(500);
@@ -20,6 +22,8 @@ const END_PATIENCE: Duration = Duration::from_secs(25);
 /// How much of a log is shown.
 const TAIL_LINE_COUNT: usize = 25;
 const SIGKILL: i32 = 9;
+/// What a clock's file says while the clock is right.
+pub(crate) const NO_JUMP: &str = "+0";
 
 /// Why a daemon may end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,9 +62,6 @@ struct Daemon {
     armed: Option<CrashPoint>,
     /// ... and the next one.
     next_armed: Option<CrashPoint>,
-    /// A shell command before it, once.
-    next_limit: Option<String>,
-    start_count: u64,
 }
 
 /// Where a daemon is and what it is told.
@@ -69,6 +70,8 @@ pub(crate) struct Home {
     pub(crate) dir: PathBuf,
     pub(crate) http_port: u16,
     pub(crate) settings: Vec<(String, String)>,
+    /// The file that says how far its wall clock is off, unless nobody can change that.
+    pub(crate) clock: Option<PathBuf>,
 }
 
 /// All daemons of a run.
@@ -78,7 +81,9 @@ pub(crate) struct Fleet {
     daemons: Vec<Mutex<Daemon>>,
     unexpected: Mutex<Vec<Unexpected>>,
     crashed: Mutex<Vec<&'static str>>,
-    is_over: std::sync::atomic::AtomicBool,
+    /// How often a static member ended as Kafka had given it up.
+    pub(crate) fenced_count: AtomicU64,
+    is_over: AtomicBool,
 }
 
 impl Fleet {
@@ -94,8 +99,6 @@ impl Fleet {
                     start_at: Instant::now(),
                     armed: None,
                     next_armed: None,
-                    next_limit: None,
-                    start_count: 0,
                 })
             })
             .collect();
@@ -104,12 +107,13 @@ impl Fleet {
             daemons,
             unexpected: Mutex::default(),
             crashed: Mutex::default(),
-            is_over: false.into(),
+            fenced_count: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
         });
         let watched = Arc::clone(&fleet);
         // The daemons end with this thread, and so with the rig.
         std::thread::spawn(move || {
-            while !watched.is_over.load(std::sync::atomic::Ordering::SeqCst) {
+            while !watched.is_over.load(Ordering::SeqCst) {
                 (0..watched.homes.len()).for_each(|index| watched.tend(index));
                 std::thread::sleep(LOOK_INTERVAL);
             }
@@ -150,11 +154,19 @@ impl Fleet {
                 self.crashed.lock().unwrap_or_else(PoisonError::into_inner).push(point.name);
             }
             (Leave::Asked(_), _) if is_done => {}
+            // A static member that Kafka gave up joins anew, and what it still has under way under its old name is refused:
+            // librdkafka takes that for another process in its place, and the daemon ends.
+            _ if self.is_fenced(index) => drop(self.fenced_count.fetch_add(1, Ordering::SeqCst)),
             _ => self.report(index, format!("{status:?}")),
         }
         daemon.child = None;
         daemon.leave = Leave::None;
         daemon.start_at = Instant::now() + RESTART_AFTER;
+    }
+
+    fn is_fenced(&self, index: usize) -> bool {
+        let is_static = self.homes[index].settings.iter().any(|(key, _)| key == "KAFKA_INSTANCE_ID");
+        is_static && self.log_tail(index).lines().last().is_some_and(|line| line.contains("FencedInstanceId"))
     }
 
     fn report(&self, index: usize, status: String) {
@@ -168,9 +180,8 @@ impl Fleet {
         let home = &self.homes[index];
         let log = OpenOptions::new().create(true).append(true).open(home.dir.join("log")).unwrap();
         let null: File = OpenOptions::new().write(true).open("/dev/null").unwrap();
-        let limit = daemon.next_limit.take().map_or_else(String::new, |limit| format!("{limit} && "));
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "bash", "-c", &format!("{limit}exec \"$0\" run")]);
+        command.args(["--pdeathsig", "KILL", "bash", "-c", "exec \"$0\" run"]);
         command.arg(env!("CARGO_BIN_EXE_audit-consumer")).env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.envs(home.settings.iter().map(|(key, value)| (key, value)));
@@ -186,7 +197,6 @@ impl Fleet {
         let child = command.stdin(Stdio::null()).stdout(null).stderr(log).spawn().unwrap();
         daemon.child = Some(child);
         daemon.leave = Leave::None;
-        daemon.start_count += 1;
     }
 
     /// Ends a daemon like a crash; false: it does not run.
@@ -194,6 +204,17 @@ impl Fleet {
         let mut daemon = self.lock(index);
         daemon.leave = Leave::Killed;
         signal(&daemon, Signal::KILL)
+    }
+
+    /// The wall clock of a daemon jumps by hours, and after some seconds back; false: none of them can.
+    pub(crate) fn jump(&self, random: &mut Random) -> anyhow::Result<bool> {
+        let clocks: Vec<&PathBuf> = self.homes.iter().filter_map(|home| home.clock.as_ref()).collect();
+        let Some(clock) = clocks.get(random.index(clocks.len())) else { return Ok(false) };
+        let sign = if random.percent(50) { '+' } else { '-' };
+        std::fs::write(clock, format!("{sign}{}h", random.within(1..49)))?;
+        std::thread::sleep(random.millis(2_000..8_000));
+        std::fs::write(clock, NO_JUMP)?;
+        Ok(true)
     }
 
     /// Asks a daemon to end, by SIGTERM.
@@ -211,14 +232,16 @@ impl Fleet {
         signal(&self.lock(index), which)
     }
 
+    /// The same of all of them.
+    pub(crate) fn signal_all(&self, which: Signal) {
+        for index in 0..self.count() {
+            self.signal(index, which);
+        }
+    }
+
     /// The next process of this daemon dies at a crash point.
     pub(crate) fn arm(&self, index: usize, point: CrashPoint) {
         self.lock(index).next_armed = Some(point);
-    }
-
-    /// The next process of this daemon runs under a limit of the shell.
-    pub(crate) fn limit(&self, index: usize, limit: &str) {
-        self.lock(index).next_limit = Some(limit.to_owned());
     }
 
     /// Whether a daemon's process is armed, or its next one.
@@ -242,7 +265,6 @@ impl Fleet {
             let is_armed = {
                 let mut daemon = self.lock(index);
                 daemon.next_armed = None;
-                daemon.next_limit = None;
                 daemon.armed.is_some()
             };
             self.signal(index, Signal::CONT);
@@ -282,7 +304,7 @@ impl Fleet {
         while (0..self.count()).any(|index| self.is_running(index)) {
             std::thread::sleep(LOOK_INTERVAL);
         }
-        self.is_over.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.is_over.store(true, Ordering::SeqCst);
     }
 }
 

@@ -137,6 +137,17 @@ impl Ledger {
         before
     }
 
+    /// The records of a partition before `end` may be missing from now on.
+    pub(crate) fn mark_deleted(&self, partition: usize, end: usize) {
+        let mut partitions = self.lock();
+        let offsets = partitions.get_mut(partition).into_iter().flatten();
+        for packed in offsets.take(end) {
+            if let Some(entry) = Entry::unpack(*packed) {
+                *packed = Entry { kind: Kind::Deleted, ..entry }.pack();
+            }
+        }
+    }
+
     pub(crate) fn fail(&self, entry: Entry) {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).insert(entry.pack());
     }

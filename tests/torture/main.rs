@@ -23,34 +23,33 @@ mod proxy;
 mod random;
 mod report;
 mod servers;
+mod settings;
+mod side;
 mod spool_files;
 mod topics;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use self::fleet::{Fleet, Home};
-use self::ledger::Ledger;
+use self::fleet::Fleet;
 use self::nemesis::{Nemesis, OUTAGE_POINTS, POINTS, wait_until};
 use self::options::Options;
 use self::oracle::rows::Rows;
-use self::payload::{MAX_EVENT_LEN_BYTES, Payloads};
 use self::producer::Feed;
 use self::random::Random;
 use self::report::{Outcome, Verdict};
 use self::servers::Servers;
+use self::side::{AGAIN_TOPIC, DELETED_TOPIC, Side};
 
 const DAEMON_COUNT: usize = 3;
 const TOPIC: &str = "torture.main";
 const GROUP: &str = "torture";
 const PARTITION_COUNT: i32 = 6;
-/// The first HTTP port of the daemons, after those of PostgreSQL.
-const HTTP_PORT_OFFSET: u16 = 10;
 const SAY_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the daemons may take to begin, and to have everything done when the faults are over.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -88,42 +87,12 @@ fn run(args: &[String]) -> anyhow::Result<Verdict> {
     servers.stop();
     let outcome = outcome.with_context(|| format!("logs and data are in {}", dir.display()))?;
     let points = [POINTS, OUTAGE_POINTS].concat();
-    outcome.finish(&options, &points, &root.join("target/reports/torture.json"))
-}
-
-/// The settings of a daemon: everything happens soon.
-fn home(servers: &Servers, index: usize, mutant: Option<&str>) -> anyhow::Result<Home> {
-    let dir = servers.dir.join(format!("daemon-{index}"));
-    std::fs::create_dir_all(&dir)?;
-    let http_port = servers.ports.postgres + HTTP_PORT_OFFSET + u16::try_from(index)?;
-    let mut settings = vec![
-        ("DATABASE_URL", servers.proxied_url(index)),
-        ("KAFKA_BROKERS", servers.proxied_brokers()),
-        ("KAFKA_TOPICS", TOPIC.to_owned()),
-        ("KAFKA_GROUP_ID", GROUP.to_owned()),
-        ("KAFKA_SESSION_TIMEOUT_MS", "4000".to_owned()),
-        ("KAFKA_PROPERTIES", "topic.metadata.refresh.interval.ms=5000".to_owned()),
-        ("HTTP_ADDRESS", format!("127.0.0.1:{http_port}")),
-        ("LOG_DIR", dir.display().to_string()),
-        ("MAX_EVENT_BYTES", MAX_EVENT_LEN_BYTES.to_string()),
-        ("SPOOL_AFTER_MS", "500".to_owned()),
-        ("SPOOL_MIN_FREE_BYTES", "1MiB".to_owned()),
-        ("SPOOL_SEGMENT_BYTES", "1MiB".to_owned()),
-        ("PROJECT_LAG_MAX_MS", "3000".to_owned()),
-        ("VERIFY_INTERVAL_MS", "2000".to_owned()),
-        ("CLAIM_TIMEOUT_MS", "5000".to_owned()),
-        ("LOCK_TIMEOUT_MS", "5000".to_owned()),
-        ("STATEMENT_TIMEOUT_MS", "20000".to_owned()),
-    ];
-    // One of them is a static member: its restarts are no rebalance.
-    if index == 0 {
-        settings.push(("KAFKA_INSTANCE_ID", "torture-0".to_owned()));
+    let verdict = outcome.finish(&options, &points, &root.join("target/reports/torture.json"))?;
+    // After a failure what is on it may be of interest; the next run takes it away.
+    if verdict != Verdict::Failed {
+        servers.unmount();
     }
-    if let Some(mutant) = mutant {
-        settings.push(("FAILPOINTS", format!("{mutant}=return")));
-    }
-    let settings = settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    Ok(Home { dir, http_port, settings })
+    Ok(verdict)
 }
 
 fn migrate(servers: &Servers) -> anyhow::Result<()> {
@@ -139,19 +108,11 @@ fn migrate(servers: &Servers) -> anyhow::Result<()> {
 fn play(options: &Options, servers: &Arc<Servers>) -> anyhow::Result<Outcome> {
     topics::create(&servers.brokers(), TOPIC, PARTITION_COUNT)?;
     migrate(servers)?;
-    let feed = Arc::new(Feed {
-        brokers: servers.brokers(),
-        topic: TOPIC.to_owned(),
-        ledger: Arc::new(Ledger::default()),
-        payloads: Payloads::new(options.seed),
-        partition_count: AtomicI32::new(PARTITION_COUNT),
-        next_index: AtomicU64::new(0),
-        acknowledged_count: AtomicU64::new(0),
-        is_over: AtomicBool::new(false),
-        repeated_offset_count: AtomicU64::new(0),
-    });
+    let indices = Arc::new(AtomicU64::new(0));
+    let feed = side::feed(&servers.brokers(), TOPIC, PARTITION_COUNT, &indices, options.seed);
+    let side = Arc::new(Side::new(&feed, options.seed)?);
     let homes = (0..DAEMON_COUNT)
-        .map(|index| home(servers, index, options.mutant.as_deref()))
+        .map(|index| settings::home(servers, index, options))
         .collect::<anyhow::Result<_>>()?;
     let fleet = Fleet::start(homes);
     let began_at = Instant::now();
@@ -170,8 +131,8 @@ fn play(options: &Options, servers: &Arc<Servers>) -> anyhow::Result<Outcome> {
     if !wait_until(START_PATIENCE, has_begun) {
         bail!("nothing is stored after {START_PATIENCE:?}: {}", fleet.log_tail(0));
     }
-    let lasts = Duration::from_secs_f64(options.minutes * 60.0);
-    let nemesis = Nemesis::new((Arc::clone(servers), Arc::clone(&fleet), Arc::clone(&feed)), lasts)?;
+    let of_the_run = (Arc::clone(servers), Arc::clone(&fleet));
+    let nemesis = Nemesis::new(of_the_run, (Arc::clone(&feed), Arc::clone(&side)), options)?;
     let lanes = nemesis.run(options);
     while Instant::now() < nemesis.ends_at {
         std::thread::sleep(SAY_INTERVAL.min(nemesis.ends_at - Instant::now()));
@@ -186,17 +147,18 @@ fn play(options: &Options, servers: &Arc<Servers>) -> anyhow::Result<Outcome> {
     steady.join().map_err(|_panic| anyhow::anyhow!("the producer panicked"))??;
     eprintln!("torture: the faults are over; waiting until all is stored, relayed and projected");
     let over_at = Instant::now();
-    if let Some(missing) = oracle::wait_until_quiet(servers, &fleet, TOPIC, QUIET_PATIENCE) {
+    if let Some(missing) = oracle::wait_until_quiet(servers, &fleet, QUIET_PATIENCE) {
         outcome.findings.add("stuck", || format!("{missing}; {}", states(&fleet)));
     }
     outcome.quiet = over_at.elapsed();
     outcome.elapsed = began_at.elapsed();
     outcome.down = servers.downtime.total();
     fleet.end();
-    examine(servers, &fleet, &feed, &mut outcome)?;
+    examine(servers, &fleet, (&feed, &side), &mut outcome)?;
     outcome.fired = nemesis.fired();
     outcome.lossy_failovers = nemesis.lossy_failover_count.load(Ordering::SeqCst);
     outcome.lost_positions = nemesis.lost_position_count.load(Ordering::SeqCst);
+    outcome.fenced = fleet.fenced_count.load(Ordering::SeqCst);
     outcome.points = counted(fleet.crashed());
     outcome.invalid = nemesis.troubles();
     Ok(outcome)
@@ -231,8 +193,18 @@ fn say_progress(began_at: Instant, feed: &Feed, stored: &str, nemesis: &Nemesis)
     );
 }
 
+/// The condition for rows of a topic.
+fn of_topic(topic: &str) -> String {
+    format!("stream_id IN (SELECT stream_id FROM audit_events.streams WHERE topic = '{topic}')")
+}
+
 /// The oracle.
-fn examine(servers: &Servers, fleet: &Fleet, feed: &Feed, outcome: &mut Outcome) -> anyhow::Result<()> {
+fn examine(
+    servers: &Servers,
+    fleet: &Fleet,
+    (feed, side): (&Feed, &Side),
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
     let findings = &mut outcome.findings;
     for unexpected in fleet.unexpected() {
         findings.add("daemon_ended", || {
@@ -245,8 +217,12 @@ fn examine(servers: &Servers, fleet: &Fleet, feed: &Feed, outcome: &mut Outcome)
     }
     outcome.kinds = feed.ledger.counts();
     let index_count = feed.next_index.load(Ordering::SeqCst);
-    let rows = Rows::check(servers, (TOPIC, &feed.ledger), index_count, findings)?;
+    let mut rows = Rows::new(index_count)?;
+    rows.check(servers, (TOPIC, &of_topic(TOPIC), &feed.ledger), findings)?;
     oracle::check_counters(servers, (TOPIC, &feed.ledger, &rows), findings)?;
+    rows.check(servers, (DELETED_TOPIC, &of_topic(DELETED_TOPIC), &side.deleted.ledger), findings)?;
+    rows.check_incarnations(servers, (AGAIN_TOPIC, &side.incarnations()), findings)?;
+    rows.check_events(findings);
     outcome.letters = oracle::letters::check(&servers.brokers(), (&format!("{TOPIC}.dlq"), &rows), findings)?;
     outcome.day_file_lines = oracle::check_day_files(fleet, &rows, findings)?;
     for index in 0..fleet.count() {

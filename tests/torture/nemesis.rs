@@ -14,7 +14,8 @@ use crate::options::Options;
 use crate::producer::Feed;
 use crate::proxy::{Ending, Link};
 use crate::random::Random;
-use crate::servers::Servers;
+use crate::servers::{SMALL_DISK, Servers};
+use crate::side::Side;
 use crate::spool_files;
 use crate::topics;
 
@@ -57,6 +58,8 @@ const PAUSE_LEAST_MS: u64 = 500;
 const SWALLOW_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a daemon may take to spool, in an outage.
 const SPOOL_PATIENCE: Duration = Duration::from_secs(8);
+/// ... and to fill a small disk.
+const FULL_PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const PARTITION_MAX_COUNT: i32 = 12;
 
 /// What lets faults happen.
@@ -65,6 +68,8 @@ pub(crate) struct Nemesis {
     pub(crate) servers: Arc<Servers>,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) feed: Arc<Feed>,
+    pub(crate) side: Arc<Side>,
+    seed: u64,
     pub(crate) ends_at: Instant,
     fired: Mutex<BTreeMap<Fault, u64>>,
     log: Mutex<std::fs::File>,
@@ -78,15 +83,19 @@ pub(crate) struct Nemesis {
 
 impl Nemesis {
     pub(crate) fn new(
-        (servers, fleet, feed): (Arc<Servers>, Arc<Fleet>, Arc<Feed>),
-        lasts: Duration,
+        (servers, fleet): (Arc<Servers>, Arc<Fleet>),
+        (feed, side): (Arc<Feed>, Arc<Side>),
+        options: &Options,
     ) -> anyhow::Result<Arc<Self>> {
         let log = std::fs::File::create(servers.dir.join("faults.log"))?;
         let began_at = Instant::now();
+        let lasts = Duration::from_secs_f64(options.minutes * 60.0);
         Ok(Arc::new(Self {
             servers,
             fleet,
             feed,
+            side,
+            seed: options.seed,
             ends_at: began_at + lasts,
             fired: Mutex::default(),
             log: Mutex::new(log),
@@ -176,6 +185,7 @@ impl Nemesis {
             Fault::Stop => Ok(self.stop_daemon(random)),
             Fault::CrashPoint => Ok(self.crash(POINTS, random)),
             Fault::Storm => Ok(self.storm(random)),
+            Fault::ClockJump => self.fleet.jump(random),
             Fault::DatabaseRestart => {
                 servers.restart_database("immediate", Duration::ZERO, || {}).map(|()| true)
             }
@@ -185,6 +195,8 @@ impl Nemesis {
             Fault::Failover => self.fail_over(random),
             Fault::BrokerRestart => servers.restart_broker(false).map(|()| true),
             Fault::BrokerKill => servers.restart_broker(true).map(|()| true),
+            Fault::DeleteRecords => self.side.delete_records(servers, &self.fleet),
+            Fault::Recreate => self.side.recreate(servers, &self.fleet, self.seed),
             Fault::Growth => topics::grow(&self.feed, PARTITION_MAX_COUNT),
             Fault::CutDatabase => Ok(end_some(database, Ending::Cut, random)),
             Fault::CutBroker => Ok(end_some(broker, Ending::Cut, random)),
@@ -256,30 +268,19 @@ impl Nemesis {
     /// PostgreSQL is away, and what else goes wrong meanwhile.
     fn outage(&self, fault: Fault, random: &mut Random) -> anyhow::Result<bool> {
         let daemon = random.index(self.fleet.count());
-        match fault {
-            Fault::DatabaseOutage => drop(self.crash(OUTAGE_POINTS, random)),
-            Fault::DiskFull => {
-                // In blocks of 1,024 bytes.
-                self.fleet.limit(daemon, &format!("ulimit -f {}", random.within(200..2_000)));
-                self.fleet.kill(daemon);
-            }
-            _ => {}
+        if fault == Fault::DatabaseOutage {
+            self.crash(OUTAGE_POINTS, random);
         }
         let (mut happened, away) = (true, random.millis(3_000..9_000));
         let mut inner = random.clone();
         self.servers.restart_database("immediate", away, || {
             happened = match fault {
                 Fault::BitFlip | Fault::TornTail => self.damage(daemon, fault, &mut inner),
-                Fault::DiskFull => self.wait_for_full(daemon),
+                Fault::DiskFull => self.wait_for_full(),
                 _ => true,
             };
         })?;
         random.next();
-        if fault == Fault::DiskFull {
-            // Room again, after a moment.
-            std::thread::sleep(Duration::from_secs(2));
-            self.fleet.kill(daemon);
-        }
         Ok(happened)
     }
 
@@ -299,9 +300,10 @@ impl Nemesis {
         is_damaged
     }
 
-    fn wait_for_full(&self, daemon: usize) -> bool {
-        wait_until(SPOOL_PATIENCE, || {
-            self.fleet.status(daemon).is_some_and(|status| !status["spool"]["trouble"].is_null())
+    /// The spool of one daemon is on a small disk.
+    fn wait_for_full(&self) -> bool {
+        wait_until(FULL_PATIENCE, || {
+            self.fleet.status(SMALL_DISK).is_some_and(|status| !status["spool"]["trouble"].is_null())
         })
     }
 

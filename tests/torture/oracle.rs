@@ -16,7 +16,8 @@ use crate::fleet::Fleet;
 use crate::ledger::{Kind, Ledger};
 use crate::payload::Payloads;
 use crate::servers::Servers;
-use crate::topics;
+use crate::side::{self, AGAIN_TOPIC, DELETED_TOPIC};
+use crate::{TOPIC, topics};
 
 use self::rows::Rows;
 
@@ -42,15 +43,11 @@ impl Findings {
 
 /// Waits until everything that was produced is stored, relayed and projected, and no spool holds anything. Returns what
 /// is still missing after `patience`.
-pub(crate) fn wait_until_quiet(
-    servers: &Servers,
-    fleet: &Fleet,
-    topic: &str,
-    patience: Duration,
-) -> Option<String> {
+pub(crate) fn wait_until_quiet(servers: &Servers, fleet: &Fleet, patience: Duration) -> Option<String> {
     let deadline = Instant::now() + patience;
     loop {
-        let missing = match missing(servers, fleet, topic) {
+        side::adopt_where_held(servers, fleet);
+        let missing = match missing(servers, fleet) {
             Ok(None) => return None,
             Ok(Some(missing)) => missing,
             Err(error) => format!("{error:#}"),
@@ -77,11 +74,12 @@ const WAITING: &[(&str, &str)] = &[
     ),
 ];
 
-fn missing(servers: &Servers, fleet: &Fleet, topic: &str) -> anyhow::Result<Option<String>> {
+/// The first partition that is not read to its end.
+fn behind(servers: &Servers, topic: &str) -> anyhow::Result<Option<String>> {
     let ends = topics::ends(&servers.brokers(), topic)?;
     let positions = servers.sql(&format!(
         "SELECT partition || ' ' || next_offset FROM audit_events.consumer_offsets \
-           JOIN audit_events.streams USING (stream_id, group_id) WHERE topic = '{topic}'"
+           JOIN audit_events.streams USING (stream_id, group_id) WHERE topic = '{topic}' AND retired_at IS NULL"
     ))?;
     let positions: BTreeMap<usize, i64> = positions
         .lines()
@@ -91,7 +89,16 @@ fn missing(servers: &Servers, fleet: &Fleet, topic: &str) -> anyhow::Result<Opti
     for (partition, end) in ends.iter().enumerate() {
         let position = positions.get(&partition).copied().unwrap_or(0);
         if position < *end {
-            return Ok(Some(format!("partition {partition} stands at {position}, its end is {end}")));
+            return Ok(Some(format!("{topic} {partition} stands at {position}, its end is {end}")));
+        }
+    }
+    Ok(None)
+}
+
+fn missing(servers: &Servers, fleet: &Fleet) -> anyhow::Result<Option<String>> {
+    for topic in [TOPIC, DELETED_TOPIC, AGAIN_TOPIC] {
+        if let Some(behind) = behind(servers, topic)? {
+            return Ok(Some(behind));
         }
     }
     for (what, query) in WAITING {

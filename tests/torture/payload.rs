@@ -42,6 +42,11 @@ impl Payloads {
         u64::try_from(millis - START_UNIX_MICROS / 1000).ok()
     }
 
+    /// Whether the record at `index` is an event of its own.
+    pub(crate) fn is_event(&self, index: u64) -> bool {
+        index % OVERSIZE_EVERY != OVERSIZE_EVERY - 1 && self.plan.kind(index) == SampleKind::Valid
+    }
+
     /// Writes the record at `index` into `payload` and says what it is; `false`: it has no value.
     pub(crate) fn write(&self, index: u64, payload: &mut Vec<u8>) -> (Entry, bool) {
         if index % OVERSIZE_EVERY == OVERSIZE_EVERY - 1 {

@@ -29,7 +29,7 @@ pub(crate) struct Feed {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) payloads: Payloads,
     pub(crate) partition_count: AtomicI32,
-    pub(crate) next_index: AtomicU64,
+    pub(crate) next_index: Arc<AtomicU64>,
     pub(crate) acknowledged_count: AtomicU64,
     pub(crate) is_over: AtomicBool,
     /// Offsets that were acknowledged twice: a fault of the rig or of the broker.
@@ -145,6 +145,25 @@ pub(crate) fn send_steadily(
         std::thread::sleep(TICK);
     }
     producer.flush(Duration::from_secs(600))?;
+    Ok(())
+}
+
+/// Sends so many events to partition 0 and waits until they are acknowledged. Events only: what no other record repeats
+/// may be lost without a trace in the account of others.
+pub(crate) fn send_events(feed: &Arc<Feed>, count: usize) -> anyhow::Result<()> {
+    let reports = Reports { feed: Arc::clone(feed), held: None };
+    let mut config = feed.config();
+    config.set("message.timeout.ms", "60000");
+    let producer: ThreadedProducer<Reports> = config.create_with_context(reports)?;
+    let mut sent_count = 0;
+    while sent_count < count {
+        let index = feed.next_index.fetch_add(1, Ordering::SeqCst);
+        if feed.payloads.is_event(index) {
+            send(&producer, feed, index, 0);
+            sent_count += 1;
+        }
+    }
+    producer.flush(Duration::from_secs(60))?;
     Ok(())
 }
 

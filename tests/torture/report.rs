@@ -58,6 +58,7 @@ pub(crate) struct Outcome {
     pub(crate) letters: LetterCounts,
     pub(crate) day_file_lines: u64,
     pub(crate) transactions: [u64; 3],
+    pub(crate) fenced: u64,
     pub(crate) lossy_failovers: u64,
     pub(crate) lost_positions: i64,
     pub(crate) elapsed: Duration,
@@ -72,10 +73,14 @@ impl Outcome {
         self.kinds.iter().sum()
     }
 
-    fn rate(&self) -> f64 {
-        let seconds = self.elapsed.saturating_sub(self.down).as_secs_f64();
+    fn per_second(&self, time: Duration) -> f64 {
         let count = u32::try_from(self.record_count()).unwrap_or(u32::MAX);
-        f64::from(count) / seconds.max(1.0)
+        f64::from(count) / time.as_secs_f64().max(1.0)
+    }
+
+    /// Outside of the windows in which a server is down.
+    fn rate(&self) -> f64 {
+        self.per_second(self.elapsed.saturating_sub(self.down))
     }
 
     /// Adds why the run says nothing, if it does not.
@@ -122,6 +127,7 @@ impl Outcome {
             "seconds_until_quiet": self.quiet.as_secs(),
             "records": self.record_count(),
             "records_by_kind": kinds,
+            "records_per_second": self.per_second(self.elapsed).round(),
             "records_per_second_while_up": self.rate().round(),
             "transactions": {"committed": committed, "aborted": aborted, "unknown": unknown},
             "unacknowledged_and_stored": self.unacknowledged,
@@ -137,6 +143,7 @@ impl Outcome {
                 "in_aborted_transactions": self.letters.aborted,
             },
             "day_file_lines": self.day_file_lines,
+            "static_members_given_up": self.fenced,
             "findings": self.findings.counts,
             "offenders": self.findings.shown,
             "invalid": self.invalid,

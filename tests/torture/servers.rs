@@ -2,7 +2,7 @@
 //! streams through the proxy.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,10 @@ pub(crate) struct Ports {
     /// The two nodes of PostgreSQL, the proxy for the replica, and one for each daemon.
     pub(crate) postgres: u16,
 }
+
+/// The daemon whose spool is on a small disk of its own, where the disk is to become full.
+pub(crate) const SMALL_DISK: usize = 2;
+const SMALL_DISK_LEN_BYTES: u64 = 3 << 20;
 
 /// How long a replica may take to follow after it was made or let go.
 const FOLLOW_PATIENCE: Duration = Duration::from_secs(60);
@@ -107,6 +111,7 @@ impl Servers {
         };
         servers.stack(&["install", "tests"])?;
         servers.stop();
+        servers.unmount();
         if dir.try_exists()? {
             std::fs::remove_dir_all(dir)?;
         }
@@ -123,6 +128,23 @@ impl Servers {
             drop(self.node(&["stop"], index, &["immediate"]));
         }
         drop(self.stack(&["stop", "kafka"]));
+    }
+
+    /// Puts the spool of [`SMALL_DISK`] on a disk of its own; fails unless we are root.
+    pub(crate) fn mount_small_disk(&self) -> anyhow::Result<()> {
+        let spool = self.small_disk();
+        std::fs::create_dir_all(&spool)?;
+        let size = format!("size={SMALL_DISK_LEN_BYTES},mode=0700");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(spool)).map(drop)
+    }
+
+    /// Takes that disk away, if it is there.
+    pub(crate) fn unmount(&self) {
+        drop(Command::new("umount").arg(self.small_disk()).stderr(Stdio::null()).status());
+    }
+
+    fn small_disk(&self) -> PathBuf {
+        self.dir.join(format!("daemon-{SMALL_DISK}/spool"))
     }
 
     /// The broker, past the proxy.

@@ -4,11 +4,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::producer::Feed;
 
@@ -57,6 +57,25 @@ pub(crate) fn grow(feed: &Feed, most: i32) -> anyhow::Result<bool> {
     std::thread::sleep(Duration::from_secs(6));
     feed.partition_count.store(count, Ordering::SeqCst);
     Ok(true)
+}
+
+/// Deletes the records of the feed's partition 0 before `offset`.
+pub(crate) fn delete_records(feed: &Feed, offset: i64) -> anyhow::Result<()> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&feed.topic, 0, Offset::Offset(offset))?;
+    block_on(admin(&feed.brokers)?.delete_records(&list, &options()))??;
+    Ok(())
+}
+
+/// Deletes a topic of one partition and makes it again.
+pub(crate) fn recreate(brokers: &str, name: &str) -> anyhow::Result<()> {
+    let deleted = block_on(admin(brokers)?.delete_topics(&[name], &options()))??;
+    if let Some(Err((_, code))) = deleted.first() {
+        bail!("topic {name} can't be deleted: {code}");
+    }
+    // Its name is free only when the broker has forgotten it.
+    std::thread::sleep(Duration::from_secs(2));
+    create(brokers, name, 1)
 }
 
 /// The end of each partition, as a reader of this isolation level sees it.

@@ -2,12 +2,14 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
 use super::Findings;
 use crate::ledger::{Entry, Ledger};
 use crate::payload::Payloads;
+use crate::producer::Feed;
 use crate::servers::Servers;
 
 /// What stands in the tables.
@@ -18,7 +20,7 @@ pub(crate) struct Rows {
     pub(crate) letter_count: u64,
     /// How many event rows each index of the plan has.
     pub(crate) by_index: Vec<u8>,
-    /// How many rows each offset has, by partition.
+    /// How many rows each offset of the topic has that was read last, by partition.
     counts: Vec<Vec<u8>>,
     /// Coordinates of dead letters, by partition.
     pub(crate) letters: Vec<(usize, usize)>,
@@ -26,11 +28,12 @@ pub(crate) struct Rows {
     pub(crate) doubled_count: u64,
     /// Records that were never acknowledged, and are there.
     pub(crate) unacknowledged_count: u64,
+    /// Whether the event of an index must be there.
+    is_certain: Vec<bool>,
 }
 
 /// The three tables: `e`, `d` or `l`, partition, offset, audit id.
-fn query(topic: &str) -> String {
-    let stream = format!("stream_id IN (SELECT stream_id FROM audit_events.streams WHERE topic = '{topic}')");
+fn query(stream: &str) -> String {
     format!(
         "SELECT 'e', source_partition, source_offset, audit_id FROM audit_events.events WHERE {stream} \
          UNION ALL \
@@ -41,18 +44,24 @@ fn query(topic: &str) -> String {
 }
 
 impl Rows {
-    /// Reads the tables and compares each row with the ledger, then the ledger with the rows.
+    /// Of no topic yet, for events up to this index.
+    pub(crate) fn new(index_count: u64) -> anyhow::Result<Self> {
+        let len = usize::try_from(index_count)?;
+        Ok(Self { by_index: vec![0; len], is_certain: vec![false; len], ..Self::default() })
+    }
+
+    /// Reads what stands of a topic and compares each row with the ledger, then the ledger with the rows. `stream`: the
+    /// condition for the topic's rows.
     pub(crate) fn check(
+        &mut self,
         servers: &Servers,
-        (topic, ledger): (&str, &Ledger),
-        index_count: u64,
+        (topic, stream, ledger): (&str, &str, &Ledger),
         findings: &mut Findings,
-    ) -> anyhow::Result<Self> {
-        let mut rows = Self { by_index: vec![0; usize::try_from(index_count)?], ..Self::default() };
+    ) -> anyhow::Result<()> {
         let lengths = ledger.lengths();
-        rows.counts = lengths.iter().map(|len| vec![0; *len]).collect();
+        self.counts = lengths.iter().map(|len| vec![0; *len]).collect();
         let failed = ledger.failed();
-        let mut child = servers.copy_out(&query(topic)).stdout(Stdio::piped()).spawn()?;
+        let mut child = servers.copy_out(&query(stream)).stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().context("psql has no output")?;
         for line in BufReader::new(output).lines() {
             let line = line?;
@@ -61,23 +70,56 @@ impl Rows {
             let place = (partition.parse()?, offset.parse()?);
             let index = Payloads::index_of(audit_id);
             let entry = ledger.entry(place.0, place.1);
-            rows.count(fate, place, index);
+            self.count(fate, place, index);
             if entry.is_none() && failed_as(&failed, fate, index) {
-                rows.unacknowledged_count += 1;
+                self.unacknowledged_count += 1;
                 continue;
             }
             if !entry.is_some_and(|entry| fits(entry, fate, index)) {
                 let what = if entry.is_none() { "row_of_no_record" } else { "row_of_another_kind" };
                 findings.add(what, || {
-                    format!("partition {partition} offset {offset}: {fate} {audit_id}, ledger {entry:?}")
+                    format!(
+                        "{topic} partition {partition} offset {offset}: {fate} {audit_id}, ledger {entry:?}"
+                    )
                 });
             }
         }
         if !child.wait()?.success() {
             bail!("psql could not copy the tables");
         }
-        rows.check_ledger(ledger, findings);
-        Ok(rows)
+        self.check_ledger(topic, ledger, findings);
+        Ok(())
+    }
+
+    /// A topic that was created again: by its events, which are in one incarnation each, it is found out which stream is
+    /// which incarnation.
+    pub(crate) fn check_incarnations(
+        &mut self,
+        servers: &Servers,
+        (topic, incarnations): (&str, &[Arc<Feed>]),
+        findings: &mut Findings,
+    ) -> anyhow::Result<()> {
+        let firsts = servers.sql(&format!(
+            "SELECT DISTINCT ON (stream_id) stream_id || ' ' || source_offset || ' ' || audit_id \
+               FROM audit_events.events \
+              WHERE stream_id IN (SELECT stream_id FROM audit_events.streams WHERE topic = '{topic}')"
+        ))?;
+        let mut conditions = vec!["false".to_owned(); incarnations.len()];
+        for line in firsts.lines() {
+            let parts: Vec<&str> = line.split(' ').collect();
+            let [stream, offset, audit_id] = parts[..] else { bail!("psql said {line}") };
+            let (offset, index) = (offset.parse()?, Payloads::index_of(audit_id));
+            let is_of =
+                |feed: &Arc<Feed>| feed.ledger.entry(0, offset).is_some_and(|e| Some(e.index) == index);
+            match incarnations.iter().position(is_of) {
+                Some(place) => conditions[place] = format!("stream_id = '{stream}'"),
+                None => findings.add("row_of_no_record", || format!("{topic}: {line}")),
+            }
+        }
+        for (feed, condition) in incarnations.iter().zip(&conditions) {
+            self.check(servers, (topic, condition, &feed.ledger), findings)?;
+        }
+        Ok(())
     }
 
     fn count(&mut self, fate: &str, (partition, offset): (usize, usize), index: Option<u64>) {
@@ -98,14 +140,13 @@ impl Rows {
         }
     }
 
-    /// Each record once, and each event of the plan once.
-    fn check_ledger(&mut self, ledger: &Ledger, findings: &mut Findings) {
-        let mut is_certain = vec![false; self.by_index.len()];
+    /// Each record once.
+    fn check_ledger(&mut self, topic: &str, ledger: &Ledger, findings: &mut Findings) {
         let (mut lost, mut doubled) = (0, 0);
         ledger.each(|partition, offset, entry| {
             let count =
                 self.counts.get(partition).and_then(|counts| counts.get(offset)).copied().unwrap_or(0);
-            let place = || format!("partition {partition} offset {offset}: {entry:?}, {count} rows");
+            let place = || format!("{topic} partition {partition} offset {offset}: {entry:?}, {count} rows");
             if count == 0 && entry.kind.is_certain() {
                 lost += 1;
                 findings.add("lost", place);
@@ -114,20 +155,25 @@ impl Rows {
                 findings.add("doubled", place);
             }
             if entry.kind.is_event() && entry.kind.is_certain() {
-                let slot = usize::try_from(entry.index).ok().and_then(|index| is_certain.get_mut(index));
+                let slot = usize::try_from(entry.index).ok().and_then(|index| self.is_certain.get_mut(index));
                 slot.into_iter().for_each(|slot| *slot = true);
             }
         });
-        for (index, (count, is_certain)) in self.by_index.iter().zip(is_certain).enumerate() {
-            if *count == 0 && is_certain {
-                lost += 1;
+        self.lost_count += lost;
+        self.doubled_count += doubled;
+    }
+
+    /// Each event of the plan once, over all topics.
+    pub(crate) fn check_events(&mut self, findings: &mut Findings) {
+        for (index, (count, is_certain)) in self.by_index.iter().zip(&self.is_certain).enumerate() {
+            if *count == 0 && *is_certain {
+                self.lost_count += 1;
                 findings.add("event_missing", || format!("event {index} has no row of its own"));
             } else if *count > 1 {
-                doubled += 1;
+                self.doubled_count += 1;
                 findings.add("event_twice", || format!("event {index} has {count} rows"));
             }
         }
-        (self.lost_count, self.doubled_count) = (lost, doubled);
     }
 }
 
