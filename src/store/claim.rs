@@ -202,7 +202,7 @@ impl StoreSettings {
         }
         let row = sqlx::query(
             "UPDATE audit_events.consumer_offsets \
-                SET epoch = epoch + 1, owner_instance = $4, owner_pid = NULL, owner_backend_start = NULL, \
+                SET epoch = epoch + $5, owner_instance = $4, owner_pid = NULL, owner_backend_start = NULL, \
                     claimed_at = now(), released_at = NULL \
               WHERE group_id = $1 AND stream_id = $2 AND partition = $3 RETURNING epoch, next_offset",
         )
@@ -210,6 +210,7 @@ impl StoreSettings {
         .bind(key.stream.0)
         .bind(key.partition.0)
         .bind(self.instance)
+        .bind(i64::from(!failpoint::is_on("mutant_no_epoch")))
         .fetch_one(&mut session.connection)
         .await?;
         let next = offset_of(&row, "next_offset")?;

@@ -38,6 +38,8 @@ faults! {
     CrashPoint = "crash_point", Process, 4;
     /// Daemons end by SIGTERM and come back, one after the other.
     Storm = "rebalance_storm", Process, 1;
+    /// A daemon is stopped until its partitions have another owner, and goes on while all others are stopped.
+    Zombie = "zombie", Process, 1;
     /// The wall clock of a daemon's machine jumps by hours.
     ClockJump = "clock_jump", Process, 1;
     /// PostgreSQL crashes and comes back at once.
@@ -50,6 +52,8 @@ faults! {
     TornTail = "torn_tail", Database, 1;
     /// The disk of a spool is full during an outage.
     DiskFull = "disk_full", Database, 1;
+    /// Records that only a spool has, whose machine then loses its power.
+    OnlyCopy = "only_copy", Database, 1;
     /// The primary dies, and a replica takes over that lags behind.
     Failover = "failover", Database, 2;
     /// The broker ends in order and comes back.

@@ -14,10 +14,12 @@ mod daemon_http;
 mod fault;
 mod fleet;
 mod ledger;
+mod mutants;
 mod nemesis;
 mod options;
 mod oracle;
 mod payload;
+mod power;
 mod producer;
 mod proxy;
 mod random;
@@ -26,6 +28,7 @@ mod servers;
 mod settings;
 mod side;
 mod spool_files;
+mod takeover;
 mod topics;
 
 use std::collections::BTreeMap;
@@ -44,16 +47,15 @@ use self::producer::Feed;
 use self::random::Random;
 use self::report::{Outcome, Verdict};
 use self::servers::Servers;
-use self::side::{AGAIN_TOPIC, DELETED_TOPIC, Side};
+use self::side::{AGAIN_TOPIC, DELETED_TOPIC, SPOOLED_TOPIC, Side};
 
 const DAEMON_COUNT: usize = 3;
 const TOPIC: &str = "torture.main";
 const GROUP: &str = "torture";
 const PARTITION_COUNT: i32 = 6;
 const SAY_INTERVAL: Duration = Duration::from_secs(10);
-/// How long the daemons may take to begin, and to have everything done when the faults are over.
+/// How long the daemons may take to begin.
 const START_PATIENCE: Duration = Duration::from_secs(60);
-const QUIET_PATIENCE: Duration = Duration::from_secs(240);
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -64,7 +66,7 @@ fn main() {
         );
         return;
     }
-    let code = match run(&args[1..]) {
+    let code = match verdict {
         Ok(verdict) => verdict.exit_code(),
         Err(error) => {
             eprintln!("torture: the rig could not run: {error:#}");
@@ -74,25 +76,28 @@ fn main() {
     std::process::exit(code);
 }
 
-fn run(args: &[String]) -> anyhow::Result<Verdict> {
-    let options = Options::parse(args)?;
+/// A run from an empty directory to the report; returns its verdict, and what was found.
+fn run(options: Options) -> anyhow::Result<(Verdict, Vec<String>)> {
     if !cfg!(feature = "failpoints") {
         bail!("crash points need --all-features");
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let dir = root.join("target/stack-torture");
+    let dir = root.join(&options.dir);
     eprintln!("torture: {}", options.command());
     let servers = Arc::new(Servers::start(&dir, options.ports, DAEMON_COUNT)?);
     let outcome = play(&options, &servers);
     servers.stop();
     let outcome = outcome.with_context(|| format!("logs and data are in {}", dir.display()))?;
+    let found = outcome.findings.counts.keys().map(|name| (*name).to_owned()).collect();
     let points = [POINTS, OUTAGE_POINTS].concat();
-    let verdict = outcome.finish(&options, &points, &root.join("target/reports/torture.json"))?;
+    let report = options.mutant.as_ref().map_or_else(String::new, |mutant| format!("-{mutant}"));
+    let path = root.join(format!("target/reports/torture{report}.json"));
+    let verdict = outcome.finish(&options, &points, &path)?;
     // After a failure what is on it may be of interest; the next run takes it away.
     if verdict != Verdict::Failed {
         servers.unmount();
     }
-    Ok(verdict)
+    Ok((verdict, found))
 }
 
 fn migrate(servers: &Servers) -> anyhow::Result<()> {
@@ -108,6 +113,7 @@ fn migrate(servers: &Servers) -> anyhow::Result<()> {
 fn play(options: &Options, servers: &Arc<Servers>) -> anyhow::Result<Outcome> {
     topics::create(&servers.brokers(), TOPIC, PARTITION_COUNT)?;
     migrate(servers)?;
+    servers.watch()?;
     let indices = Arc::new(AtomicU64::new(0));
     let feed = side::feed(&servers.brokers(), TOPIC, PARTITION_COUNT, &indices, options.seed);
     let side = Arc::new(Side::new(&feed, options.seed)?);
@@ -143,11 +149,13 @@ fn play(options: &Options, servers: &Arc<Servers>) -> anyhow::Result<Outcome> {
     feed.is_over.store(true, Ordering::SeqCst);
     [&servers.broker_link].into_iter().chain(&servers.database_links).for_each(proxy::Link::calm);
     fleet.disarm();
-    let mut outcome = Outcome { transactions: transactions.join().unwrap_or_default(), ..Outcome::default() };
+    let findings = std::mem::take(&mut *nemesis.findings.lock().unwrap());
+    let mut outcome =
+        Outcome { findings, transactions: transactions.join().unwrap_or_default(), ..Outcome::default() };
     steady.join().map_err(|_panic| anyhow::anyhow!("the producer panicked"))??;
     eprintln!("torture: the faults are over; waiting until all is stored, relayed and projected");
     let over_at = Instant::now();
-    if let Some(missing) = oracle::wait_until_quiet(servers, &fleet, QUIET_PATIENCE) {
+    if let Some(missing) = oracle::wait_until_quiet(servers, &fleet, options.quiet_patience) {
         outcome.findings.add("stuck", || format!("{missing}; {}", states(&fleet)));
     }
     outcome.quiet = over_at.elapsed();
@@ -221,10 +229,12 @@ fn examine(
     rows.check(servers, (TOPIC, &of_topic(TOPIC), &feed.ledger), findings)?;
     oracle::check_counters(servers, (TOPIC, &feed.ledger, &rows), findings)?;
     rows.check(servers, (DELETED_TOPIC, &of_topic(DELETED_TOPIC), &side.deleted.ledger), findings)?;
+    rows.check(servers, (SPOOLED_TOPIC, &of_topic(SPOOLED_TOPIC), &side.spooled.ledger), findings)?;
     rows.check_incarnations(servers, (AGAIN_TOPIC, &side.incarnations()), findings)?;
     rows.check_events(findings);
     outcome.letters = oracle::letters::check(&servers.brokers(), (&format!("{TOPIC}.dlq"), &rows), findings)?;
     outcome.day_file_lines = oracle::check_day_files(fleet, &rows, findings)?;
+    oracle::check_zombies(servers, findings)?;
     for index in 0..fleet.count() {
         oracle::verify(servers, fleet, index, findings)?;
     }

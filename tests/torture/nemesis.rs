@@ -11,13 +11,14 @@ use rustix::process::Signal;
 use crate::fault::{Deck, Fault, Lane};
 use crate::fleet::{CrashPoint, Fleet};
 use crate::options::Options;
+use crate::oracle::Findings;
 use crate::producer::Feed;
 use crate::proxy::{Ending, Link};
 use crate::random::Random;
 use crate::servers::{SMALL_DISK, Servers};
 use crate::side::Side;
 use crate::spool_files;
-use crate::topics;
+use crate::{takeover, topics};
 
 /// Crash points that any load passes.
 pub(crate) const POINTS: &[&str] = &[
@@ -56,6 +57,8 @@ const FIRST_ROUND_PERCENT: u64 = 60;
 const PAUSE_LEAST_MS: u64 = 500;
 /// How long to wait for an answer that is to be swallowed.
 const SWALLOW_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a relay that was lied to lives on.
+const LIE_LASTS: Duration = Duration::from_millis(150);
 /// How long a daemon may take to spool, in an outage.
 const SPOOL_PATIENCE: Duration = Duration::from_secs(8);
 /// ... and to fill a small disk.
@@ -79,6 +82,8 @@ pub(crate) struct Nemesis {
     pub(crate) lost_position_count: AtomicI64,
     /// What the rig itself could not do.
     troubles: Mutex<Vec<String>>,
+    /// What faults that look for themselves found.
+    pub(crate) findings: Mutex<Findings>,
 }
 
 impl Nemesis {
@@ -103,6 +108,7 @@ impl Nemesis {
             lossy_failover_count: AtomicU64::new(0),
             lost_position_count: AtomicI64::new(0),
             troubles: Mutex::default(),
+            findings: Mutex::default(),
         }))
     }
 
@@ -185,6 +191,12 @@ impl Nemesis {
             Fault::Stop => Ok(self.stop_daemon(random)),
             Fault::CrashPoint => Ok(self.crash(POINTS, random)),
             Fault::Storm => Ok(self.storm(random)),
+            Fault::Zombie => Ok(takeover::wake_a_zombie(servers, &self.fleet, random)),
+            Fault::OnlyCopy => {
+                let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+                let copied = takeover::only_copy(servers, &self.fleet, &self.side.spooled, &mut findings)?;
+                Ok(copied.is_some())
+            }
             Fault::ClockJump => self.fleet.jump(random),
             Fault::DatabaseRestart => {
                 servers.restart_database("immediate", Duration::ZERO, || {}).map(|()| true)
@@ -220,12 +232,21 @@ impl Nemesis {
                 broker.swallow();
                 Ok(wait_until(SWALLOW_PATIENCE, moved))
             }
-            Fault::LieEndTxn => {
-                let moved = counts_on(|| broker.lied_count());
-                broker.lie();
-                Ok(wait_until(SWALLOW_PATIENCE, moved))
-            }
+            Fault::LieEndTxn => Ok(self.lie(broker)),
         }
+    }
+
+    /// The relay is told that a transaction was committed that still is open, and dies: the next relay aborts it.
+    fn lie(&self, broker: &Link) -> bool {
+        let leads = |index: &usize| {
+            self.fleet.status(*index).is_some_and(|status| status["relay"]["role"] == "leader")
+        };
+        let Some(leader) = (0..self.fleet.count()).find(leads) else { return false };
+        let moved = counts_on(|| broker.lied_count());
+        broker.lie();
+        let is_told = wait_until(SWALLOW_PATIENCE, moved);
+        std::thread::sleep(LIE_LASTS);
+        is_told && self.fleet.kill(leader)
     }
 
     /// For shorter or longer than Kafka's session.

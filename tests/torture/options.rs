@@ -1,5 +1,7 @@
 //! What a run is asked for.
 
+use std::time::Duration;
+
 use anyhow::{Context, bail};
 
 use crate::fault::Fault;
@@ -24,6 +26,8 @@ impl Selection {
         Fault::BitFlip,
         Fault::Failover,
         Fault::BrokerKill,
+        Fault::OnlyCopy,
+        Fault::Zombie,
         Fault::CutDatabase,
         Fault::CutBroker,
         Fault::ResetDatabase,
@@ -68,7 +72,11 @@ pub(crate) struct Options {
     pub(crate) records_per_second: u64,
     /// A switch that takes out what keeps the promise, to see that the rig notices.
     pub(crate) mutant: Option<String>,
+    /// How long everything may take to come to rest when the faults are over.
+    pub(crate) quiet_patience: Duration,
     pub(crate) ports: Ports,
+    /// Data and logs; relative to the crate.
+    pub(crate) dir: String,
 }
 
 impl Options {
@@ -83,6 +91,8 @@ impl Options {
             selection: Selection::parse("all")?,
             records_per_second: 3_000,
             mutant: None,
+            quiet_patience: Duration::from_secs(240),
+            dir: std::env::var("TORTURE_DIR").unwrap_or_else(|_| "target/stack-torture".to_owned()),
             ports: Ports {
                 kafka: port("TORTURE_KAFKA_PORT", 27_092)?,
                 postgres: port("TORTURE_PG_PORT", 25_532)?,
@@ -100,6 +110,9 @@ impl Options {
                 "--faults" => options.selection = Selection::parse(value)?,
                 "--records-per-second" => {
                     options.records_per_second = value.parse().context("--records-per-second")?;
+                }
+                "--quiet-seconds" => {
+                    options.quiet_patience = Duration::from_secs(value.parse().context("--quiet-seconds")?);
                 }
                 "--mutant" => options.mutant = Some(value.clone()),
                 _ => bail!("no option '{name}'"),

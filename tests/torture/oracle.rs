@@ -16,7 +16,7 @@ use crate::fleet::Fleet;
 use crate::ledger::{Kind, Ledger};
 use crate::payload::Payloads;
 use crate::servers::Servers;
-use crate::side::{self, AGAIN_TOPIC, DELETED_TOPIC};
+use crate::side::{self, AGAIN_TOPIC, DELETED_TOPIC, SPOOLED_TOPIC};
 use crate::{TOPIC, topics};
 
 use self::rows::Rows;
@@ -96,7 +96,7 @@ fn behind(servers: &Servers, topic: &str) -> anyhow::Result<Option<String>> {
 }
 
 fn missing(servers: &Servers, fleet: &Fleet) -> anyhow::Result<Option<String>> {
-    for topic in [TOPIC, DELETED_TOPIC, AGAIN_TOPIC] {
+    for topic in [TOPIC, DELETED_TOPIC, SPOOLED_TOPIC, AGAIN_TOPIC] {
         if let Some(behind) = behind(servers, topic)? {
             return Ok(Some(behind));
         }
@@ -169,6 +169,13 @@ pub(crate) fn check_counters(
     if sum < certain || sum > most {
         findings.add("counters", || format!("{sum} records are counted, the ledger has {certain} to {most}"));
     }
+    Ok(())
+}
+
+/// No daemon has committed what another one had claimed since.
+pub(crate) fn check_zombies(servers: &Servers, findings: &mut Findings) -> anyhow::Result<()> {
+    let zombies = servers.sql("SELECT to_json(z) FROM torture.zombies AS z ORDER BY at")?;
+    zombies.lines().for_each(|line| findings.add("zombie_commit", || line.to_owned()));
     Ok(())
 }
 

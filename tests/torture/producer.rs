@@ -148,9 +148,9 @@ pub(crate) fn send_steadily(
     Ok(())
 }
 
-/// Sends so many events to partition 0 and waits until they are acknowledged. Events only: what no other record repeats
+/// Sends so many events to a partition and waits until they are acknowledged. Events only: what no other record repeats
 /// may be lost without a trace in the account of others.
-pub(crate) fn send_events(feed: &Arc<Feed>, count: usize) -> anyhow::Result<()> {
+pub(crate) fn send_events(feed: &Arc<Feed>, partition: i32, count: usize) -> anyhow::Result<()> {
     let reports = Reports { feed: Arc::clone(feed), held: None };
     let mut config = feed.config();
     config.set("message.timeout.ms", "60000");
@@ -159,7 +159,7 @@ pub(crate) fn send_events(feed: &Arc<Feed>, count: usize) -> anyhow::Result<()> 
     while sent_count < count {
         let index = feed.next_index.fetch_add(1, Ordering::SeqCst);
         if feed.payloads.is_event(index) {
-            send(&producer, feed, index, 0);
+            send(&producer, feed, index, partition);
             sent_count += 1;
         }
     }

@@ -160,7 +160,9 @@ impl Servers {
     /// The database for a daemon, through its proxy.
     pub(crate) fn proxied_url(&self, daemon: usize) -> String {
         let port = usize::from(self.ports.postgres) + 3 + daemon;
-        format!("postgresql://audit:audit@127.0.0.1:{port}/forge?sslmode=disable")
+        format!(
+            "postgresql://audit:audit@127.0.0.1:{port}/forge?sslmode=disable&options=-c%20torture.daemon%3D{daemon}"
+        )
     }
 
     /// The database for the role of the daemons, past the proxy.
@@ -235,6 +237,11 @@ impl Servers {
     pub(crate) fn sql(&self, sql: &str) -> anyhow::Result<String> {
         let node = *self.lock();
         self.ask(node, "forge", sql)
+    }
+
+    /// Lets the database note commits of those who do not own a position.
+    pub(crate) fn watch(&self) -> anyhow::Result<()> {
+        self.sql(include_str!("watch.sql")).map(drop)
     }
 
     /// A psql that copies out what `query` gives.

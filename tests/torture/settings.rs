@@ -6,8 +6,9 @@ use crate::fault::Fault;
 use crate::fleet::{Home, NO_JUMP};
 use crate::options::Options;
 use crate::payload::MAX_EVENT_LEN_BYTES;
+use crate::power;
 use crate::servers::{SMALL_DISK, Servers};
-use crate::side::{AGAIN_TOPIC, DELETED_TOPIC};
+use crate::side::{AGAIN_TOPIC, DELETED_TOPIC, SPOOLED_TOPIC};
 use crate::{GROUP, TOPIC};
 
 /// The first HTTP port of the daemons, after those of PostgreSQL.
@@ -21,7 +22,7 @@ pub(crate) fn home(servers: &Servers, index: usize, options: &Options) -> anyhow
     let mut settings = vec![
         ("DATABASE_URL", servers.proxied_url(index)),
         ("KAFKA_BROKERS", servers.proxied_brokers()),
-        ("KAFKA_TOPICS", [TOPIC, DELETED_TOPIC, AGAIN_TOPIC].join(",")),
+        ("KAFKA_TOPICS", [TOPIC, DELETED_TOPIC, SPOOLED_TOPIC, AGAIN_TOPIC].join(",")),
         ("KAFKA_GROUP_ID", GROUP.to_owned()),
         ("KAFKA_SESSION_TIMEOUT_MS", "4000".to_owned()),
         ("KAFKA_PROPERTIES", "topic.metadata.refresh.interval.ms=5000".to_owned()),
@@ -33,7 +34,7 @@ pub(crate) fn home(servers: &Servers, index: usize, options: &Options) -> anyhow
         ("SPOOL_SEGMENT_BYTES", "1MiB".to_owned()),
         ("PROJECT_LAG_MAX_MS", "3000".to_owned()),
         ("VERIFY_INTERVAL_MS", "2000".to_owned()),
-        ("GAP_WAIT_MS", "3000".to_owned()),
+        ("GAP_WAIT_MS", "20000".to_owned()),
         ("CLAIM_TIMEOUT_MS", "5000".to_owned()),
         ("LOCK_TIMEOUT_MS", "5000".to_owned()),
         ("STATEMENT_TIMEOUT_MS", "20000".to_owned()),
@@ -52,15 +53,19 @@ pub(crate) fn home(servers: &Servers, index: usize, options: &Options) -> anyhow
     // One clock stays right.
     let clock = if index > 0 && options.selection.has(Fault::ClockJump) { faketime() } else { None };
     let clock = clock.map(|library| (library, dir.join("clock")));
+    let mut libraries = vec![power::build(&servers.dir)?];
+    settings.push(("TORTURE_SYNCED", power::note_of(&dir).display().to_string()));
     if let Some((library, file)) = &clock {
         std::fs::write(file, NO_JUMP)?;
+        libraries.push(library.clone());
         settings.extend([
-            ("LD_PRELOAD", library.display().to_string()),
             ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
             ("FAKETIME_CACHE_DURATION", "1".to_owned()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
         ]);
     }
+    let libraries: Vec<String> = libraries.iter().map(|path| path.display().to_string()).collect();
+    settings.push(("LD_PRELOAD", libraries.join(":")));
     let clock = clock.map(|(_, file)| file);
     let settings = settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     Ok(Home { dir, http_port, settings, clock })

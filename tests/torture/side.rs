@@ -1,5 +1,5 @@
-//! Two topics beside the main one, for faults that are meant to lose records: of one records are deleted before they are
-//! read, the other one is created again. So the main topic's account stays strict.
+//! Topics beside the main one, for faults that are meant to lose records in Kafka: of one records are deleted before they
+//! are read, of one when only a spool has them, and one is created again. So the main topic's account stays strict.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64};
@@ -18,6 +18,8 @@ use crate::servers::Servers;
 use crate::topics;
 
 pub(crate) const DELETED_TOPIC: &str = "torture.deleted";
+pub(crate) const SPOOLED_TOPIC: &str = "torture.spooled";
+const SPOOLED_PARTITION_COUNT: i32 = 6;
 pub(crate) const AGAIN_TOPIC: &str = "torture.again";
 
 /// How many records one of these faults sends, and how many of them are deleted.
@@ -32,6 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 #[derive(Debug)]
 pub(crate) struct Side {
     pub(crate) deleted: Arc<Feed>,
+    pub(crate) spooled: Arc<Feed>,
     /// The topic that is created again: one feed for each time, the latest last.
     again: Mutex<Vec<Arc<Feed>>>,
 }
@@ -60,11 +63,15 @@ pub(crate) fn feed(
 impl Side {
     /// Makes the topics; they share the main feed's events, each of which is in one topic only.
     pub(crate) fn new(main: &Feed, seed: u64) -> anyhow::Result<Self> {
-        for topic in [DELETED_TOPIC, AGAIN_TOPIC] {
-            topics::create(&main.brokers, topic, 1)?;
-        }
-        let side = |topic| feed(&main.brokers, topic, 1, &main.next_index, seed);
-        Ok(Self { deleted: side(DELETED_TOPIC), again: Mutex::new(vec![side(AGAIN_TOPIC)]) })
+        let side = |topic, partition_count| {
+            topics::create(&main.brokers, topic, partition_count)?;
+            anyhow::Ok(feed(&main.brokers, topic, partition_count, &main.next_index, seed))
+        };
+        Ok(Self {
+            deleted: side(DELETED_TOPIC, 1)?,
+            spooled: side(SPOOLED_TOPIC, SPOOLED_PARTITION_COUNT)?,
+            again: Mutex::new(vec![side(AGAIN_TOPIC, 1)?]),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Feed>>> {
@@ -83,9 +90,9 @@ impl Side {
         fleet.signal_all(Signal::STOP);
         std::thread::sleep(FETCH_PATIENCE);
         let start = self.deleted.ledger.lengths().first().copied().unwrap_or(0);
-        let sent = producer::send_events(&self.deleted, RECORD_COUNT);
+        let sent = producer::send_events(&self.deleted, 0, RECORD_COUNT);
         let end = start + DELETED_COUNT;
-        let deleted = sent.and_then(|()| topics::delete_records(&self.deleted, i64::try_from(end)?));
+        let deleted = sent.and_then(|()| topics::delete_records(&self.deleted, 0, i64::try_from(end)?));
         fleet.signal_all(Signal::CONT);
         deleted?;
         // Those before, too: a failover may lose them, and Kafka has them no more.
@@ -99,13 +106,13 @@ impl Side {
     /// The topic is deleted and created again, with other records; then an operator adopts it.
     pub(crate) fn recreate(&self, servers: &Servers, fleet: &Fleet, seed: u64) -> anyhow::Result<bool> {
         let Some(old) = self.lock().last().cloned() else { bail!("no incarnation") };
-        producer::send_events(&old, RECORD_COUNT)?;
+        producer::send_events(&old, 0, RECORD_COUNT)?;
         // What was not read by then is gone; what was may be lost by a failover.
         old.ledger.mark_deleted(0, usize::MAX);
         topics::recreate(&old.brokers, AGAIN_TOPIC)?;
         let new = feed(&old.brokers, AGAIN_TOPIC, 1, &old.next_index, seed);
         self.lock().push(Arc::clone(&new));
-        producer::send_events(&new, RECORD_COUNT)?;
+        producer::send_events(&new, 0, RECORD_COUNT)?;
         let streams = format!("SELECT count(*) FROM audit_events.streams WHERE topic = '{AGAIN_TOPIC}'");
         let wanted = self.lock().len();
         Ok(wait_until(PATIENCE, || {

@@ -59,10 +59,10 @@ pub(crate) fn grow(feed: &Feed, most: i32) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Deletes the records of the feed's partition 0 before `offset`.
-pub(crate) fn delete_records(feed: &Feed, offset: i64) -> anyhow::Result<()> {
+/// Deletes the records of a partition of the feed's topic before `offset`.
+pub(crate) fn delete_records(feed: &Feed, partition: i32, offset: i64) -> anyhow::Result<()> {
     let mut list = TopicPartitionList::new();
-    list.add_partition_offset(&feed.topic, 0, Offset::Offset(offset))?;
+    list.add_partition_offset(&feed.topic, partition, Offset::Offset(offset))?;
     block_on(admin(&feed.brokers)?.delete_records(&list, &options()))??;
     Ok(())
 }
