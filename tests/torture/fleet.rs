@@ -22,6 +22,9 @@ const END_PATIENCE: Duration = Duration::from_secs(25);
 /// How much of a log is shown.
 const TAIL_LINE_COUNT: usize = 25;
 const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+/// How long a daemon may take until SIGTERM is more than the end of a process.
+const LISTENS_AFTER: Duration = Duration::from_secs(3);
 /// What a clock's file says while the clock is right.
 pub(crate) const NO_JUMP: &str = "+0";
 
@@ -58,6 +61,7 @@ struct Daemon {
     /// Whether it is started again.
     is_wanted: bool,
     start_at: Instant,
+    began_at: Instant,
     /// What the process that runs is armed with.
     armed: Option<CrashPoint>,
     /// ... and the next one.
@@ -68,6 +72,7 @@ struct Daemon {
 #[derive(Debug, Clone)]
 pub(crate) struct Home {
     pub(crate) dir: PathBuf,
+    pub(crate) binary: PathBuf,
     pub(crate) http_port: u16,
     pub(crate) settings: Vec<(String, String)>,
     /// The file that says how far its wall clock is off, unless nobody can change that.
@@ -97,6 +102,7 @@ impl Fleet {
                     leave: Leave::None,
                     is_wanted: true,
                     start_at: Instant::now(),
+                    began_at: Instant::now(),
                     armed: None,
                     next_armed: None,
                 })
@@ -147,6 +153,7 @@ impl Fleet {
 
     fn note_end(&self, index: usize, daemon: &mut Daemon, status: Option<ExitStatus>) {
         let is_killed = status.is_some_and(|status| status.signal() == Some(SIGKILL));
+        let is_terminated = status.is_some_and(|status| status.signal() == Some(SIGTERM));
         let is_done = status.is_some_and(|status| status.success());
         match (daemon.leave, daemon.armed.take()) {
             (Leave::Killed, _) if is_killed => {}
@@ -154,6 +161,8 @@ impl Fleet {
                 self.crashed.lock().unwrap_or_else(PoisonError::into_inner).push(point.name);
             }
             (Leave::Asked(_), _) if is_done => {}
+            // It had not come so far as to listen.
+            (Leave::Asked(at), _) if is_terminated && at < daemon.began_at + LISTENS_AFTER => {}
             // A static member that Kafka gave up joins anew, and what it still has under way under its old name is refused:
             // librdkafka takes that for another process in its place, and the daemon ends.
             _ if self.is_fenced(index) => drop(self.fenced_count.fetch_add(1, Ordering::SeqCst)),
@@ -182,7 +191,7 @@ impl Fleet {
         let null: File = OpenOptions::new().write(true).open("/dev/null").unwrap();
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "bash", "-c", "exec \"$0\" run"]);
-        command.arg(env!("CARGO_BIN_EXE_audit-consumer")).env_clear();
+        command.arg(&home.binary).env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.envs(home.settings.iter().map(|(key, value)| (key, value)));
         daemon.armed = daemon.next_armed.take();
@@ -197,6 +206,7 @@ impl Fleet {
         let child = command.stdin(Stdio::null()).stdout(null).stderr(log).spawn().unwrap();
         daemon.child = Some(child);
         daemon.leave = Leave::None;
+        daemon.began_at = Instant::now();
     }
 
     /// Ends a daemon like a crash; false: it does not run.

@@ -60,12 +60,16 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     // `cargo test` runs every test target; this one is not meant by it.
-    if args.first().map(String::as_str) != Some("run") {
-        println!(
-            "the torture rig does not run with the tests: make torture MINUTES=2 [SEED=n] [FAULTS=short]"
-        );
-        return;
-    }
+    let verdict = match args.first().map(String::as_str) {
+        Some("run") => Options::parse(&args[1..]).and_then(run).map(|(verdict, _)| verdict),
+        Some("mutants") => mutants::check(&args[1..], run),
+        _ => {
+            println!(
+                "the torture rig does not run with the tests: make torture MINUTES=2 [SEED=n] [FAULTS=short]"
+            );
+            return;
+        }
+    };
     let code = match verdict {
         Ok(verdict) => verdict.exit_code(),
         Err(error) => {
@@ -101,7 +105,7 @@ fn run(options: Options) -> anyhow::Result<(Verdict, Vec<String>)> {
 }
 
 fn migrate(servers: &Servers) -> anyhow::Result<()> {
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_audit-consumer"));
+    let mut command = std::process::Command::new(servers.binary());
     let output = command.arg("migrate").env("DATABASE_URL", servers.url()).output()?;
     if !output.status.success() {
         bail!("migrate: {}", String::from_utf8_lossy(&output.stderr));

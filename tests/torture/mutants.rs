@@ -18,6 +18,7 @@ const MUTANTS: &[(&str, &str, &str)] = &[
 const MINUTES: &str = "1.5";
 /// A mutant may never come to rest.
 const QUIET_SECONDS: &str = "60";
+const RECORDS_PER_SECOND: &str = "1000";
 
 /// Runs each mutant, or those named; fails when one of them passes.
 pub(crate) fn check(
@@ -42,6 +43,8 @@ pub(crate) fn check(
             name,
             "--quiet-seconds",
             QUIET_SECONDS,
+            "--records-per-second",
+            RECORDS_PER_SECOND,
         ];
         let (verdict, findings) = run(Options::parse(&args.map(str::to_owned))?)?;
         lines.push(format!("{name}: {verdict:?}, by {}", findings.join(", ")));

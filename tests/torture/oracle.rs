@@ -120,7 +120,7 @@ pub(crate) fn verify(
     index: usize,
     findings: &mut Findings,
 ) -> anyhow::Result<()> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_audit-consumer"));
+    let mut command = Command::new(servers.binary());
     command.args(["verify", "--json"]).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.envs(fleet.homes[index].settings.iter().map(|(key, value)| (key, value)));
     command.env("DATABASE_URL", servers.url()).env("KAFKA_BROKERS", servers.brokers()).env("FAILPOINTS", "");

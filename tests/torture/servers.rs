@@ -116,10 +116,16 @@ impl Servers {
             std::fs::remove_dir_all(dir)?;
         }
         std::fs::create_dir_all(dir)?;
+        std::fs::copy(env!("CARGO_BIN_EXE_audit-consumer"), servers.binary())?;
         servers.stack(&["start", "kafka"])?;
         servers.node(&["make"], 0, &[&ports.postgres.to_string()])?;
         servers.make_replica(1)?;
         Ok(servers)
+    }
+
+    /// The program under test: a copy, so that a build during the run changes nothing.
+    pub(crate) fn binary(&self) -> PathBuf {
+        self.dir.join("audit-consumer")
     }
 
     /// Stops everything; the data stay.

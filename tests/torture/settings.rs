@@ -68,7 +68,7 @@ pub(crate) fn home(servers: &Servers, index: usize, options: &Options) -> anyhow
     settings.push(("LD_PRELOAD", libraries.join(":")));
     let clock = clock.map(|(_, file)| file);
     let settings = settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    Ok(Home { dir, http_port, settings, clock })
+    Ok(Home { dir, binary: servers.binary(), http_port, settings, clock })
 }
 
 /// The library that changes what a process takes for the time.

@@ -133,7 +133,7 @@ pub(crate) fn adopt_where_held(servers: &Servers, fleet: &Fleet) {
     if !(0..fleet.count()).any(is_held) {
         return;
     }
-    let mut command = Command::new(env!("CARGO_BIN_EXE_audit-consumer"));
+    let mut command = Command::new(servers.binary());
     command.args([
         "offsets",
         "adopt",
