@@ -73,8 +73,11 @@ pub(crate) fn only_copy(
         held = hold_only(fleet, feed).ok().flatten();
     })?;
     let Some((partition, start, end)) = held else { return Ok(None) };
+    // Another topic may have a duplicate of one of them, which was stored first.
     let stored = format!(
-        "SELECT count(*) FROM audit_events.events \
+        "SELECT count(*) FROM (SELECT stream_id, source_partition, source_offset FROM audit_events.events \
+                               UNION ALL \
+                               SELECT stream_id, source_partition, source_offset FROM audit_events.duplicates) AS r \
           WHERE stream_id IN (SELECT stream_id FROM audit_events.streams WHERE topic = '{}') \
             AND source_partition = {partition} AND source_offset >= {start} AND source_offset < {end}",
         feed.topic
