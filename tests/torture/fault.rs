@@ -1,5 +1,7 @@
 //! What can go wrong on purpose: names, and how often of each kind.
 
+use std::collections::BTreeMap;
+
 use crate::options::Selection;
 use crate::random::Random;
 
@@ -146,6 +148,13 @@ impl Deck {
             .filter(|fault| fault.lane() == lane && selection.has(*fault))
             .collect();
         (!faults.is_empty()).then_some(Self { faults, cards: Vec::new(), random })
+    }
+
+    /// Keeps only what has not happened yet; false: everything has.
+    pub(crate) fn only_missing(&mut self, fired: &BTreeMap<Fault, u64>) -> bool {
+        self.faults.retain(|fault| !fired.contains_key(fault));
+        self.cards.retain(|fault| !fired.contains_key(fault));
+        !self.faults.is_empty()
     }
 
     pub(crate) const fn kind_count(&self) -> usize {

@@ -35,6 +35,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -144,8 +145,9 @@ fn play(options: &Options, servers: &Arc<Servers>) -> anyhow::Result<Outcome> {
     let of_the_run = (Arc::clone(servers), Arc::clone(&fleet));
     let nemesis = Nemesis::new(of_the_run, (Arc::clone(&feed), Arc::clone(&side)), options)?;
     let lanes = nemesis.run(options);
-    while Instant::now() < nemesis.ends_at {
-        std::thread::sleep(SAY_INTERVAL.min(nemesis.ends_at - Instant::now()));
+    while Instant::now() < nemesis.ends_at || !lanes.iter().all(JoinHandle::is_finished) {
+        let left = nemesis.ends_at.saturating_duration_since(Instant::now());
+        std::thread::sleep(SAY_INTERVAL.min(left.max(Duration::from_secs(1))));
         let stored = servers.sql(stored).unwrap_or_else(|_| "?".to_owned());
         say_progress(began_at, &feed, &stored, &nemesis);
     }

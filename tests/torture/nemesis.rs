@@ -112,7 +112,7 @@ impl Nemesis {
         }))
     }
 
-    /// Starts the lanes; they end when the time is over.
+    /// Starts the lanes; they end when the time is over and each chosen fault has happened, or after twice the time.
     pub(crate) fn run(self: &Arc<Self>, options: &Options) -> Vec<std::thread::JoinHandle<()>> {
         let lanes = Lane::ALL.into_iter().filter_map(|lane| {
             let deck = Deck::new(
@@ -134,7 +134,10 @@ impl Nemesis {
         let pause_most_ms = lane.pause_most_ms().min(share_ms).max(PAUSE_LEAST_MS + 1);
         loop {
             let due_at = Instant::now() + random.millis(PAUSE_LEAST_MS..pause_most_ms);
-            if due_at >= self.ends_at {
+            // What has not happened gets as much time again.
+            let is_over = due_at >= self.ends_at;
+            let is_late = due_at >= self.ends_at + (self.ends_at - self.began_at);
+            if is_late || is_over && !deck.only_missing(&self.fired()) {
                 return;
             }
             std::thread::sleep(due_at - Instant::now());
