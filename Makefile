@@ -11,10 +11,11 @@ ifdef TEST_SCALE
 export TEST_SCALE
 endif
 
-.PHONY: help setup build demo demo-down test test-unit lint bench bench-export stack-up stack-down clean-stack
+.PHONY: help setup build demo demo-down test test-unit torture torture-mutants lint bench bench-export stack-up stack-down \
+	clean-stack
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing (as root, by apt), or name it in one line
 	@$(STACK) install
@@ -39,12 +40,20 @@ test: setup ## Run every test on a real Kafka and a real PostgreSQL
 test-unit: ## Run the tests that need neither Kafka nor PostgreSQL
 	cargo test --profile ci --all-features --locked --lib
 
+MINUTES := 2
+torture: setup ## Everything fails at once for MINUTES, and the account must hold: SEED=n, FAULTS=all, short or names
+	cargo test --profile ci --all-features --locked --test torture -- run --minutes "$(MINUTES)" --seed "$(SEED)" \
+		--faults "$(FAULTS)" --records-per-second "$(RECORDS_PER_SECOND)"
+
+torture-mutants: setup ## Take out what keeps the promise, one at a time: the torture rig must turn red
+	cargo test --profile ci --all-features --locked --test torture -- mutants
+
 lint: ## Check format, lints (warnings denied), scripts and all that is in deploy/
 	cargo fmt --check
 	cargo clippy --profile ci --all-targets --all-features --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
 		shellcheck -x .ci/run $$(grep -lsE '^#!.*\b(ba)?sh\b' deploy/compose/* deploy/helm/* deploy/image/* \
-			deploy/local/* deploy/prometheus/* examples/*); \
+			deploy/local/* deploy/prometheus/* examples/* tests/torture/*); \
 	else \
 		echo "shellcheck is not installed: scripts were not checked" >&2; \
 	fi

@@ -25,3 +25,16 @@ pub(crate) const fn set_up() {}
 /// Nothing, without the feature.
 #[cfg(not(feature = "failpoints"))]
 pub(crate) const fn at(_name: &'static str) {}
+
+/// Whether `FAILPOINTS` switches `name` on (`name=return`): for the torture rig's mutants, which leave out what keeps the
+/// promise.
+#[cfg(feature = "failpoints")]
+pub(crate) fn is_on(name: &'static str) -> bool {
+    fail::eval(name, |_| ()).is_some()
+}
+
+/// Never, without the feature.
+#[cfg(not(feature = "failpoints"))]
+pub(crate) const fn is_on(_name: &'static str) -> bool {
+    false
+}

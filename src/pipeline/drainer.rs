@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::spooler::{SharedSpool, with_spool};
+use crate::failpoint;
 use crate::model::position::{Offset, StreamPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::Metrics;
@@ -198,6 +199,7 @@ impl Drainer {
                 permit = lane.reserve() => {
                     if let Ok(permit) = permit {
                         permit.send(chunk);
+                        failpoint::at("drain_fed");
                         self.metrics.spool.drained(record_count);
                         if let Some(target) = self.targets.get_mut(&key) {
                             target.next = end;

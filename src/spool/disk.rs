@@ -10,6 +10,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+use crate::failpoint;
+
 /// The owner alone may read what is spooled.
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
@@ -219,6 +221,9 @@ impl DiskFile for File {
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        if failpoint::is_on("mutant_no_fsync") {
+            return Ok(());
+        }
         self.sync_data()
     }
 

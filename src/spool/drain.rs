@@ -16,6 +16,7 @@ use super::held::{PartitionRanges, without};
 use super::recover::{Quarantined, QuarantinedWhen, quarantined};
 use super::scan::{Lines, UnknownBatches};
 use super::{DrainedSegment, Spool};
+use crate::failpoint;
 
 /// How far a drain has read. Begins at the oldest batch; any number of them can read one spool.
 #[derive(Debug)]
@@ -184,7 +185,9 @@ impl<D: Disk> Spool<D> {
             let (number, len_bytes) = (segment.number, segment.file_len_bytes);
             let from = self.layout.segment(number);
             let to = self.layout.drained_segment(number, now_ms);
+            failpoint::at("drain_before_move");
             self.disk.rename(&from, &to).doing("move", &from)?;
+            failpoint::at("drain_after_move");
             self.segments.pop_front();
             self.drained.push_back(DrainedSegment { number, at_ms: now_ms, len_bytes });
             self.sync_names()?;

@@ -11,6 +11,7 @@ use super::disk::{Disk, DiskFile};
 use super::error::{Doing, Shortage, SpoolError};
 use super::held::Segment;
 use super::{DrainedSegment, Spool};
+use crate::failpoint;
 
 /// The file that is written to: the one of the last segment.
 #[derive(Debug)]
@@ -58,11 +59,14 @@ impl<D: Disk> Spool<D> {
             return Ok(());
         };
         segment.file_len_bytes += len_bytes;
-        if let Err(error) = active.file.append(lines).and_then(|()| active.file.sync()) {
+        let appended = active.file.append(lines);
+        failpoint::at("spool_before_sync");
+        if let Err(error) = appended.and_then(|()| active.file.sync()) {
             let path = self.layout.segment(segment.number);
             self.give_up_active();
             return Err(error).doing("append to", &path);
         }
+        failpoint::at("spool_after_sync");
         segment.end.len_bytes += len_bytes;
         segment.end.checksum = segment.end.checksum.then(lines);
         for batch in batches {

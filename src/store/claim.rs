@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::commit::offset_of;
 use super::error::StoreError;
 use super::session::{APPLICATION_NAME_PREFIX, Session, SessionPurpose, StoreSettings};
+use crate::failpoint;
 use crate::model::position::{Epoch, Offset, Partition, StreamId, StreamPartition};
 
 /// How long a claim waits for a lock before it ends the sessions of ours that hold it.
@@ -149,7 +150,9 @@ impl StoreSettings {
                 *slot = Some(self.claim_one(session, request).await?);
             }
         }
+        failpoint::at("claim_before_commit");
         sqlx::query("COMMIT").execute(&mut session.connection).await?;
+        failpoint::at("claim_after_commit");
         Ok(answers.into_iter().flatten().collect())
     }
 
@@ -199,7 +202,7 @@ impl StoreSettings {
         }
         let row = sqlx::query(
             "UPDATE audit_events.consumer_offsets \
-                SET epoch = epoch + 1, owner_instance = $4, owner_pid = NULL, owner_backend_start = NULL, \
+                SET epoch = epoch + $5, owner_instance = $4, owner_pid = NULL, owner_backend_start = NULL, \
                     claimed_at = now(), released_at = NULL \
               WHERE group_id = $1 AND stream_id = $2 AND partition = $3 RETURNING epoch, next_offset",
         )
@@ -207,6 +210,7 @@ impl StoreSettings {
         .bind(key.stream.0)
         .bind(key.partition.0)
         .bind(self.instance)
+        .bind(i64::from(!failpoint::is_on("mutant_no_epoch")))
         .fetch_one(&mut session.connection)
         .await?;
         let next = offset_of(&row, "next_offset")?;
@@ -333,6 +337,7 @@ impl Session {
     /// See [`StoreError`]; the session must then be dropped.
     pub async fn release(&mut self, group: &str, claims: &[Claim]) -> Result<(), StoreError> {
         let (streams, partitions, epochs) = columns(claims);
+        failpoint::at("release_before");
         sqlx::query(
             "UPDATE audit_events.consumer_offsets AS o \
                 SET released_at = now(), owner_pid = NULL, owner_backend_start = NULL \
@@ -349,6 +354,7 @@ impl Session {
         .bind(epochs)
         .execute(&mut self.connection)
         .await?;
+        failpoint::at("release_after");
         Ok(())
     }
 

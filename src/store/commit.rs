@@ -85,7 +85,9 @@ impl Session {
         if let Some(part) = unbalanced {
             return Err(StoreError::Broken(format!("a batch does not add up before the commit: {part:?}")));
         }
+        failpoint::at("commit_before_begin");
         let stale = self.begin(group, batch).await?;
+        failpoint::at("commit_after_cas");
         if !stale.is_empty() {
             sqlx::query("ROLLBACK").execute(&mut self.connection).await?;
             return Ok(CommitOutcome::Stale(stale));
@@ -96,7 +98,9 @@ impl Session {
             CommitPath::Merge => self.merge_events(group, batch, &mut parts).await?,
         }
         self.copy_dead_letters(group, batch).await?;
+        failpoint::at("commit_before_commit");
         sqlx::raw_sql("COMMIT").execute(&mut self.connection).await?;
+        failpoint::at("commit_after_commit");
         Ok(CommitOutcome::Committed { path, parts })
     }
 
@@ -126,8 +130,7 @@ impl Session {
             .filter_map(|part| {
                 let found =
                     current.iter().find(|(key, ..)| *key == part.key).map(|(_, epoch, next)| (*epoch, *next));
-                (found != Some((part.epoch, part.start)))
-                    .then_some(StalePart { key: part.key, current: found })
+                (!is_current(found, part)).then_some(StalePart { key: part.key, current: found })
             })
             .collect();
         let expected_count = batch.parts().len();
@@ -258,6 +261,13 @@ pub(super) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
+/// Whether the position stands where `part` begins, under its epoch.
+fn is_current(found: Option<(Epoch, Offset)>, part: &Part) -> bool {
+    found.is_some_and(|(epoch, next)| {
+        epoch == part.epoch && (next == part.start || failpoint::is_on("mutant_no_cas"))
+    })
+}
+
 fn begin_statement(group: &str, parts: &[Part]) -> String {
     let group = literal(group);
     let (mut keys, mut moves) = (String::new(), String::new());
@@ -276,6 +286,7 @@ fn begin_statement(group: &str, parts: &[Part]) -> String {
         });
         debug_assert!(written.is_ok());
     }
+    let start = if failpoint::is_on("mutant_no_cas") { "" } else { "AND o.next_offset = w.start_offset" };
     format!(
         "BEGIN; \
          SELECT stream_id, partition, epoch, next_offset FROM audit_events.consumer_offsets \
@@ -287,6 +298,6 @@ fn begin_statement(group: &str, parts: &[Part]) -> String {
            FROM (VALUES {moves}) AS w (stream_id, partition, epoch, start_offset, next_offset, events, \
                                        dead_letters, absent) \
           WHERE o.group_id = {group} AND o.stream_id = w.stream_id AND o.partition = w.partition \
-            AND o.epoch = w.epoch AND o.next_offset = w.start_offset"
+            AND o.epoch = w.epoch {start}"
     )
 }

@@ -14,6 +14,7 @@ use super::commit::{CommittedPart, broken_if_duplicate, literal};
 use super::copy::{self, EVENT_COLUMNS};
 use super::error::StoreError;
 use super::session::Session;
+use crate::failpoint;
 use crate::model::batch::{Batch, DeadLetter, Entry};
 use crate::model::position::{Offset, Partition, StreamId, StreamPartition};
 use crate::model::rejection::{Rejection, RejectionCode};
@@ -72,6 +73,7 @@ impl Session {
         let inserted = sqlx::raw_sql(AssertSqlSafe(insert)).execute(&mut self.connection).await;
         // The target names (audit_id, timestamp), so a violation is one of the coordinates.
         let inserted_count = inserted.map_err(|error| broken_if_duplicate(error.into()))?.rows_affected();
+        failpoint::at("merge_after_insert");
         let missing_count = batch.event_count().saturating_sub(inserted_count);
         if missing_count == 0 {
             return Ok(());
