@@ -2,7 +2,7 @@
 
 use audit_consumer::model::spool::ranges;
 
-use super::state::{Offsets, Row, Sent, State, Wrong, offset};
+use super::state::{Offsets, Row, Sent, State, Wrong, offset, plain};
 use super::{At, Ingest, Mutant};
 use crate::graph::Notes;
 
@@ -52,7 +52,8 @@ impl Ingest {
         })
     }
 
-    /// Whether a step of ours dropped a record that is nowhere else.
+    /// Whether a step of ours dropped a record that is nowhere else; what an asynchronous failover may lose does not
+    /// count as somewhere.
     pub(super) fn has_dropped(&self, before: &State, after: &State) -> bool {
         (0..self.partitions).any(|partition| {
             let all = |state: &State| {
@@ -60,7 +61,9 @@ impl Ingest {
                     .instances
                     .iter()
                     .fold(Offsets::default(), |all, own| all.or(own.disk.drained[partition].offsets()));
-                self.outside(state, partition).or(drained).or(state.database.rows[partition].stored)
+                let stored = state.database.rows[partition].stored;
+                let replicated = stored.and(state.standby.rows[partition].stored);
+                self.outside(state, partition).or(drained).or(replicated)
             };
             !all(before).without(all(after)).is_empty()
         })
@@ -70,13 +73,13 @@ impl Ingest {
     pub(super) fn deleted_to(&self, state: &State, At { instance, partition }: At) -> Option<u8> {
         let held = state.instances[instance].disk.held[partition].ranges();
         let (low, position) = (state.kafka.low[partition], state.database.rows[partition].position);
-        let first = ranges::first(&held).map(super::state::plain);
+        let first = ranges::first(&held).map(plain);
         let low_with_spool = first.map_or(low, |first| first.min(low));
         if position < low_with_spool {
             return Some(low_with_spool);
         }
         if position < low && !ranges::holds(&held, offset(position)) {
-            let after = ranges::first_after(&held, offset(position)).map(super::state::plain);
+            let after = ranges::first_after(&held, offset(position)).map(plain);
             return Some(after.map_or(low, |after| after.min(low)));
         }
         None

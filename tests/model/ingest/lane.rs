@@ -4,18 +4,13 @@ use audit_consumer::model::belief::{Belief, Verdict};
 use audit_consumer::model::spool::mode::ModeEvent;
 use audit_consumer::model::spool::ranges;
 
-use super::state::{Batches, PARTITIONS, Row, Sent, Slot, State, Work, Wrong, epoch, offset, plain};
+use super::state::{Batches, Offsets, PARTITIONS, Row, Sent, Slot, State, Work, Wrong, epoch, offset, plain};
 use super::{At, Ingest, Mutant, may_follow};
 use crate::graph::Notes;
 
 impl Ingest {
     /// The claim, and what `answered` makes of its answer.
-    pub(super) fn claim(
-        &self,
-        next: &mut State,
-        At { instance, partition }: At,
-        notes: &mut Notes,
-    ) -> Option<()> {
+    pub(super) fn claim(&self, next: &mut State, At { instance, partition }: At) -> Option<()> {
         let held = next.instances[instance].disk.held[partition].ranges();
         let row = &mut next.database.rows[partition];
         let position = row.position;
@@ -31,10 +26,10 @@ impl Ingest {
             return self.restore(next, At { instance, partition }, position);
         }
         let drains = ranges::holds(&held, offset(position)) && !self.is(Mutant::LiveBeforeDrain);
-        let work = if drains { Work::Draining } else { Work::Live };
-        if position > 0 && row_was_back(next, partition) {
-            notes.note("a position that moved back was read again");
+        if self.is_repaired {
+            next.instances[instance].restored_at[partition] = None;
         }
+        let work = if drains { Work::Draining } else { Work::Live };
         next.instances[instance].slots[partition] =
             Slot { work, epoch: claimed, position, read_to: position, ..Slot::default() };
         Some(())
@@ -42,7 +37,12 @@ impl Ingest {
 
     /// `outage/holdings.rs: restore`: drained batches behind the position are held again, and all that were drained
     /// after the oldest of those. Looked for once at each position.
-    fn restore(&self, next: &mut State, At { instance, partition }: At, position: u8) -> Option<()> {
+    pub(super) fn restore(
+        &self,
+        next: &mut State,
+        At { instance, partition }: At,
+        position: u8,
+    ) -> Option<()> {
         let own = &mut next.instances[instance];
         if own.restored_at[partition].replace(position) == Some(position) {
             return Some(());
@@ -73,7 +73,7 @@ impl Ingest {
                 *slot = Slot::held();
                 return Some(());
             }
-            let passed = super::state::Offsets::of(slot.read_to, low);
+            let passed = Offsets::of(slot.read_to, low);
             slot.absent = slot.absent.or(passed);
             slot.read_to = low;
             return Some(());
@@ -211,7 +211,7 @@ impl Ingest {
             notes.note("a spooled batch was trimmed");
         }
         if start > slot.read_to {
-            slot.absent = slot.absent.or(super::state::Offsets::of(slot.read_to, start));
+            slot.absent = slot.absent.or(Offsets::of(slot.read_to, start));
         }
         slot.read_to = end;
         Some(())
@@ -236,16 +236,10 @@ impl Ingest {
     }
 }
 
-/// Whether something is stored at or behind the position: never, unless a mutant is at work.
-fn row_was_back(state: &State, partition: usize) -> bool {
-    let row = &state.database.rows[partition];
-    row.stored.has(row.position)
-}
-
 /// PostgreSQL holds `position` now.
 fn moved(slot: &mut Slot, position: u8) {
     slot.position = position;
     slot.read_to = slot.read_to.max(position);
     slot.batch_end = 0;
-    slot.absent = slot.absent.without(super::state::Offsets::of(0, position));
+    slot.absent = slot.absent.without(Offsets::of(0, position));
 }

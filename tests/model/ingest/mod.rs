@@ -8,7 +8,7 @@
 mod database;
 mod lane;
 mod outage;
-mod state;
+pub mod state;
 mod world;
 
 use audit_consumer::model::spool::mode::{Mode, ModeEvent};
@@ -71,6 +71,9 @@ pub struct Ingest {
     /// Whether what was drained counts as held when a gap is declared over it. It is not so in two cases that need
     /// four faults, see `docs/RELIABILITY.md`.
     pub drained_counts: bool,
+    /// Whether drained segments are looked through again after a claim, told in `spool_ranges`, and held again by
+    /// whoever has them, claim or not: a proposal, not the code.
+    pub is_repaired: bool,
 }
 
 /// An instance and a partition.
@@ -110,6 +113,7 @@ pub enum Action {
     SetAside(At),
     Trim(At),
     StoreStray(At),
+    RestoreStray(At),
     FillGap(At),
     Replicate,
     DatabaseReturns,
@@ -149,6 +153,7 @@ impl Ingest {
             faults_of: [faults; FAULTS],
             mutant: None,
             drained_counts: true,
+            is_repaired: false,
         }
     }
 
@@ -303,7 +308,7 @@ impl Protocol for Ingest {
 impl Ingest {
     fn apply(&self, next: &mut State, action: Action, notes: &mut Notes) -> Option<()> {
         match action {
-            Action::Claim(at) => self.claim(next, at, notes),
+            Action::Claim(at) => self.claim(next, at),
             Action::DeclareGap(at) => self.declare_gap(next, at, notes),
             Action::Read(at) => self.read(next, at),
             Action::Commit(instance, partitions) => self.commit(next, instance, partitions, notes),
@@ -330,6 +335,10 @@ impl Ingest {
             Action::SetAside(at) => self.set_aside(next, at, notes),
             Action::Trim(at) => self.trim(next, at),
             Action::StoreStray(at) => self.store_stray(next, at, notes),
+            Action::RestoreStray(at) => {
+                let position = next.database.rows[at.partition].position;
+                self.restore(next, at, position)
+            }
             Action::FillGap(at) => self.fill_gap(next, at, notes),
             _ => self.happen(next, action, notes),
         }
@@ -357,6 +366,7 @@ fn code_of(action: &Action) -> &'static str {
         Action::SetAside(..) => "pipeline/strays.rs: set_aside",
         Action::Trim(..) => "outage/sorting.rs: drained_positions; spool/drain.rs: mark_drained",
         Action::StoreStray(..) => "outage/sorting.rs: start_strays; pipeline/strays.rs: pass",
+        Action::RestoreStray(..) => "none yet",
         Action::FillGap(..) => "cli/spool/drain.rs: fill_gaps; store/gaps.rs: fill_gap",
         Action::Restart(..) => "app.rs; spool/recover.rs",
         Action::Replicate | Action::DatabaseReturns | Action::DatabaseFails | Action::FailOver => {

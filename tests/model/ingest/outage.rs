@@ -66,10 +66,17 @@ impl Ingest {
 
     pub(super) fn publish(&self, next: &mut State, instance: usize) -> Option<()> {
         for partition in 0..PARTITIONS {
-            next.database.published[instance][partition] =
-                next.instances[instance].disk.held[partition].offsets();
+            next.database.published[instance][partition] = self.told(next, instance, partition);
         }
         Some(())
+    }
+
+    /// What an instance writes to `spool_ranges`.
+    pub(super) fn told(&self, state: &State, instance: usize, partition: usize) -> Offsets {
+        let disk = &state.instances[instance].disk;
+        let drained = disk.drained[partition].offsets();
+        let held = disk.held[partition].offsets();
+        if self.is_repaired { held.or(drained) } else { held }
     }
 
     pub(super) fn set_aside(

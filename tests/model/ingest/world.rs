@@ -31,9 +31,9 @@ impl Ingest {
                 actions.push(Action::BeginSpooling(instance));
             } else {
                 self.lane_actions(state, instance, actions);
-                let held = |partition: usize| own.disk.held[partition].offsets();
+                let told = |partition: usize| self.told(state, instance, partition);
                 if (0..self.partitions)
-                    .any(|partition| state.database.published[instance][partition] != held(partition))
+                    .any(|partition| state.database.published[instance][partition] != told(partition))
                 {
                     actions.push(Action::Publish(instance));
                 }
@@ -139,6 +139,13 @@ impl Ingest {
         {
             actions.push(Action::StoreStray(at));
         }
+        if self.is_repaired
+            && own.slots[partition].work == Work::NotOurs
+            && own.disk.drained[partition].iter().any(|(_, end)| end > position)
+            && state.kafka.low[partition] > position
+        {
+            actions.push(Action::RestoreStray(at));
+        }
     }
 
     /// Whether deleted records were waited for long enough: `GAP_WAIT` is an hour, and an instance that lives and
@@ -148,7 +155,7 @@ impl Ingest {
         let own = &state.instances[instance];
         let has_drained = own.disk.drained[partition].iter().any(|(_, end)| end > position);
         let have_told = state.instances.iter().enumerate().all(|(index, other)| {
-            let held = other.disk.held[partition].offsets();
+            let held = self.told(state, index, partition);
             !other.is_up || (!other.is_spooling && state.database.published[index][partition] == held)
         });
         have_told
