@@ -11,7 +11,7 @@ ifdef TEST_SCALE
 export TEST_SCALE
 endif
 
-.PHONY: help setup build demo demo-down test test-unit lint bench bench-export stack-up stack-down clean-stack
+.PHONY: help setup build demo demo-down test test-unit model lint bench bench-export stack-up stack-down clean-stack
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test: setup ## Run every test on a real Kafka and a real PostgreSQL
 
 test-unit: ## Run the tests that need neither Kafka nor PostgreSQL
 	cargo test --profile ci --all-features --locked --lib
+
+model: ## Explore the protocol's model with its large bounds, some minutes; writes target/reports/model.json
+	TEST_SCALE=full cargo test --profile ci --all-features --locked --test model -- --nocapture --test-threads 2
 
 lint: ## Check format, lints (warnings denied), scripts and all that is in deploy/
 	cargo fmt --check

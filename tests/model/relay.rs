@@ -55,8 +55,8 @@ pub struct Relaying {
     /// Whether a transaction may be torn.
     pub has_tears: bool,
     pub mutant: Option<Mutant>,
-    /// Whether all rows are looked for in the topic after a fence, not only those below the position: a proposal, not
-    /// the code.
+    /// Whether the position is never taken to be before what the letters in the topic tell, found or not: a proposal,
+    /// not the code.
     pub is_repaired: bool,
 }
 
@@ -82,8 +82,6 @@ pub struct Relay {
     pub is_fenced: bool,
     /// Whether it has committed a transaction since it began: only then one may be torn.
     pub has_committed: bool,
-    /// Whether nothing was looked up since it began.
-    pub is_new: bool,
     pub known: Option<u8>,
     pub rows: Offsets,
     pub found: Offsets,
@@ -199,7 +197,8 @@ impl Relaying {
 
     /// The position, or where it is gone what the letters in the topic tell: `relay/letters.rs: learn_positions`.
     fn position(&self, state: &State, notes: &mut Notes) -> u8 {
-        if let Some((next, _)) = state.position {
+        let committed = state.position.map(|(next, _)| next);
+        if let Some(next) = committed.filter(|_| !self.is_repaired) {
             return next;
         }
         let mut rebuild = Rebuild::new((KEY.stream, 0), Some("g"), &[KEY.partition]);
@@ -207,22 +206,17 @@ impl Relaying {
             rebuild.see(&LetterName { id, group: "g".into() });
         }
         let next = next_of(&rebuild.finish());
-        if next > 0 {
+        if next > 0 && committed.is_none() {
             notes.note("a lost position was rebuilt from the letters");
         }
-        next
+        committed.unwrap_or(0).max(next)
     }
 
     /// `relay/letters.rs: relay_with`: what of the rows is in the topic already.
     fn look_up(&self, next: &mut State, relay: usize, notes: &mut Notes) {
         let visible = next.visible();
         let own = &mut next.relays[relay];
-        let unsure = if self.is_repaired && own.is_new {
-            own.rows
-        } else {
-            letters(&plan::unsure(&ids(own.rows), &positions(own.known.unwrap_or(0))))
-        };
-        own.is_new = false;
+        let unsure = letters(&plan::unsure(&ids(own.rows), &positions(own.known.unwrap_or(0))));
         own.found = match self.mutant {
             Some(Mutant::BelowIsSent) => unsure,
             Some(Mutant::NothingLookedUp) => Offsets::default(),

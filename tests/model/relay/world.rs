@@ -14,7 +14,7 @@ impl Relaying {
         next.open[relay] = None;
         let own = &mut next.relays[relay];
         let known = own.known.filter(|_| self.is(Mutant::PositionBeforeInit));
-        *own = Relay { step: Step::Begun, is_new: true, known, ..Relay::default() };
+        *own = Relay { step: Step::Begun, known, ..Relay::default() };
     }
 
     pub(super) fn relay_actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -81,8 +81,7 @@ impl Relaying {
         if state.standby != state.table {
             actions.extend([Action::Replicate, Action::FailOver]);
         }
-        for (relay, own) in state.relays.iter().enumerate().filter(|(_, own)| own.step != Step::Following) {
-            debug_assert!(own.step != Step::Following);
+        for (relay, _) in state.relays.iter().enumerate().filter(|(_, own)| own.step != Step::Following) {
             actions.push(Action::Crash(relay));
         }
         if state.lock.is_some() {
