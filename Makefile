@@ -11,7 +11,7 @@ ifdef TEST_SCALE
 export TEST_SCALE
 endif
 
-.PHONY: help setup build demo demo-down test test-unit torture torture-mutants lint bench bench-export stack-up stack-down \
+.PHONY: help setup build demo demo-down test test-unit model torture torture-mutants lint bench bench-export stack-up stack-down \
 	clean-stack
 
 help: ## List the targets
@@ -39,6 +39,9 @@ test: setup ## Run every test on a real Kafka and a real PostgreSQL
 
 test-unit: ## Run the tests that need neither Kafka nor PostgreSQL
 	cargo test --profile ci --all-features --locked --lib
+
+model: ## Explore the protocol's model with its large bounds, some minutes; writes target/reports/model.json
+	TEST_SCALE=full cargo test --profile ci --all-features --locked --test model -- --nocapture --test-threads 2
 
 MINUTES := 2
 torture: setup ## Everything fails at once for MINUTES, and the account must hold: SEED=n, FAULTS=all, short or names

@@ -7,6 +7,7 @@
 pub mod backoff;
 pub mod base64;
 pub mod batch;
+pub mod belief;
 pub mod breaker;
 pub mod dead_letter;
 pub mod decode;

@@ -35,6 +35,7 @@
 
 pub mod mode;
 mod parse;
+pub mod ranges;
 mod records;
 mod text;
 pub mod walk;

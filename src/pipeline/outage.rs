@@ -36,6 +36,7 @@ use super::{CONTROL_QUEUE_COUNT, Pipeline, REVOKE_PATIENCE};
 use crate::model::position::{Epoch, Offset, OffsetRange, StreamPartition, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::model::spool::mode::Mode;
+use crate::model::spool::ranges;
 use crate::observe::board::{DatabaseState, Hold, HoldCode, OwnedPartition};
 use crate::source::{Offer, Placement};
 use crate::spool::{PartitionRanges, joined};
@@ -356,10 +357,7 @@ impl Pipeline {
         let Some(outage) = &self.outage else { return Placement::Hold };
         let last_known = outage.last_known.get(&key).copied();
         let mirror = offer.description.as_ref().ok().and_then(|description| description.mirror);
-        // Behind what is known to be stored, and what the spool holds from there on; not behind its newest batch, as
-        // there may be a hole before that.
-        let known = last_known.max(mirror).map(|known| self.end_of_spooled(key, known));
-        let position = known.or_else(|| tails.get(&key).copied());
+        let position = ranges::spool_start((last_known, mirror), tails.get(&key).copied(), self.spooled(key));
         let Some(position) = position.filter(|position| *position <= request.high) else {
             let detail = "postgresql is away, and neither the spool nor kafka tells a position to go on from; it is not guessed";
             self.hold(&offer.source, HoldCode::DatabaseUnavailable, detail.into());

@@ -37,7 +37,7 @@
 //! Ingestion never waits for the relay: they share only the table.
 
 mod letters;
-mod plan;
+pub mod plan;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -9,10 +9,11 @@ use crate::model::position::{Offset, Partition, StreamId};
 use crate::outlet::Position;
 
 /// The partitions' positions, all of `stream`: nothing of a partition at or beyond its position is in the topic.
-pub(super) type Positions = HashMap<Partition, Position>;
+pub type Positions = HashMap<Partition, Position>;
 
 /// The dead letters that may be in the topic already: those below their position. The others surely are not.
-pub(super) fn unsure(ids: &[DeadLetterId], positions: &Positions) -> Vec<DeadLetterId> {
+#[must_use]
+pub fn unsure(ids: &[DeadLetterId], positions: &Positions) -> Vec<DeadLetterId> {
     let is_below = |id: &&DeadLetterId| {
         positions.get(&id.key.partition).is_none_or(|position| id.offset < position.next)
     };
@@ -21,7 +22,8 @@ pub(super) fn unsure(ids: &[DeadLetterId], positions: &Positions) -> Vec<DeadLet
 
 /// The positions after `sent` was sent by `transaction`: of each partition of it, and never back. A dead letter below
 /// its position (it became one late, by a failover) leaves the position where it is.
-pub(super) fn advanced(
+#[must_use]
+pub fn advanced(
     (stream, handover): (StreamId, i64),
     positions: &Positions,
     sent: &[DeadLetterId],
@@ -41,7 +43,7 @@ pub(super) fn advanced(
 /// The positions of partitions whose committed ones are gone, of another stream, or from before a hand-over, from the
 /// letters that are in the topic: after the last of each.
 #[derive(Debug)]
-pub(super) struct Rebuild<'a> {
+pub struct Rebuild<'a> {
     stream: (StreamId, i64),
     /// Only letters of this group count; `None`: those of any, for a stream that changed hands.
     group: Option<&'a str>,
@@ -49,13 +51,15 @@ pub(super) struct Rebuild<'a> {
 }
 
 impl<'a> Rebuild<'a> {
-    pub(super) fn new(stream: (StreamId, i64), group: Option<&'a str>, partitions: &[Partition]) -> Self {
+    /// Nothing was seen yet.
+    #[must_use]
+    pub fn new(stream: (StreamId, i64), group: Option<&'a str>, partitions: &[Partition]) -> Self {
         let next = partitions.iter().map(|partition| (*partition, Offset::default())).collect();
         Self { stream, group, next }
     }
 
     /// Counts a letter of the topic.
-    pub(super) fn see(&mut self, letter: &LetterName) {
+    pub fn see(&mut self, letter: &LetterName) {
         let is_ours =
             letter.id.key.stream == self.stream.0 && self.group.is_none_or(|group| letter.group == group);
         if let Some(next) = self.next.get_mut(&letter.id.key.partition).filter(|_| is_ours) {
@@ -63,7 +67,9 @@ impl<'a> Rebuild<'a> {
         }
     }
 
-    pub(super) fn finish(self) -> Positions {
+    /// The positions: 0 where no letter was seen.
+    #[must_use]
+    pub fn finish(self) -> Positions {
         let (stream, handover) = self.stream;
         let position = |next| Position { stream, next, transaction: Uuid::nil(), handover };
         self.next.into_iter().map(|(partition, next)| (partition, position(next))).collect()

@@ -2,6 +2,7 @@
 
 use super::{GiveUp, Lane};
 use crate::model::batch::Batch;
+use crate::model::belief::{Belief, Verdict};
 use crate::model::position::{Epoch, Offset, StreamPartition};
 use crate::model::record::AssignmentId;
 use crate::store::{Claim, ClaimedPosition, StalePart};
@@ -23,14 +24,12 @@ impl Lane {
     pub(super) fn stale(&mut self, batch: &Batch, stale: &[StalePart]) {
         for part in batch.parts() {
             let Some(found) = stale.iter().find(|stale| stale.key == part.key) else { continue };
-            match found.current {
-                Some((epoch, next)) if epoch == part.epoch && next == part.end => {
-                    self.was_stored_before(part.key, part.epoch, part.end);
-                }
-                Some((epoch, _)) if epoch == part.epoch => {
-                    self.give_up(part.assignment, GiveUp::PositionMoved)
-                }
-                Some(_) | None => self.give_up(part.assignment, GiveUp::ClaimedElsewhere),
+            let belief = Belief { epoch: part.epoch, position: part.start, batch_end: Some(part.end) };
+            match belief.against(found.current) {
+                Verdict::StoredBefore(end) => self.was_stored_before(part.key, part.epoch, end),
+                // That it stands at the batch's start is not stale.
+                Verdict::Moved | Verdict::Holds => self.give_up(part.assignment, GiveUp::PositionMoved),
+                Verdict::ClaimedElsewhere => self.give_up(part.assignment, GiveUp::ClaimedElsewhere),
             }
         }
     }
@@ -65,25 +64,21 @@ impl Lane {
             .collect();
         for (assignment, claim, believed) in mine {
             let found = positions.iter().find(|(key, _)| *key == claim.key).map(|(_, position)| *position);
-            let front_end = self.queue.front().and_then(|batch| {
+            let batch_end = self.queue.front().and_then(|batch| {
                 let part =
                     batch.parts().iter().find(|part| part.key == claim.key && part.epoch == claim.epoch)?;
                 (part.start == believed).then_some(part.end)
             });
-            match found {
-                Some(position) if position.epoch != claim.epoch => {
-                    self.give_up(assignment, GiveUp::ClaimedElsewhere)
-                }
-                Some(position) if position.next == believed => {
+            let belief = Belief { epoch: claim.epoch, position: believed, batch_end };
+            match belief.against(found.map(|found| (found.epoch, found.next))) {
+                Verdict::Holds => {
                     if self.has_lost_track(assignment) {
                         self.give_up(assignment, GiveUp::Discontinuity);
                     }
                 }
-                Some(position) if Some(position.next) == front_end => {
-                    self.was_stored_before(claim.key, claim.epoch, position.next);
-                }
-                Some(_) => self.give_up(assignment, GiveUp::PositionMoved),
-                None => self.give_up(assignment, GiveUp::ClaimedElsewhere),
+                Verdict::StoredBefore(end) => self.was_stored_before(claim.key, claim.epoch, end),
+                Verdict::Moved => self.give_up(assignment, GiveUp::PositionMoved),
+                Verdict::ClaimedElsewhere => self.give_up(assignment, GiveUp::ClaimedElsewhere),
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What the spool holds, as the loop knows it: where PostgreSQL is, which batches may go, and what others are told.
 
 use crate::model::position::{Offset, OffsetRange, StreamPartition};
+use crate::model::spool::ranges;
 use crate::observe::board::OwnedPartition;
 use crate::pipeline::spooler::with_spool;
 use crate::pipeline::{Pipeline, RELEASE_TIMEOUT};
@@ -17,17 +18,10 @@ impl Pipeline {
         self.board.lock().spool.stats = stats;
     }
 
-    /// The offset behind what the spool holds from `position` on without a hole; `position` when it holds nothing there.
-    pub(super) fn end_of_spooled(&self, key: StreamPartition, mut position: Offset) -> Offset {
+    /// The ranges that the spool holds of a partition.
+    pub(super) fn spooled(&self, key: StreamPartition) -> &[OffsetRange] {
         let held = self.outage.as_ref().and_then(|outage| outage.held.get(&key));
-        let mut ranges = held.map(|held| held.ranges.clone()).unwrap_or_default();
-        ranges.sort_by_key(OffsetRange::start);
-        for range in ranges {
-            if range.start() <= position && position < range.end() {
-                position = range.end();
-            }
-        }
-        position
+        held.map_or(&[], |held| held.ranges.as_slice())
     }
 
     /// The first offset that the spool holds behind `position`.
@@ -36,8 +30,7 @@ impl Pipeline {
         key: StreamPartition,
         position: Offset,
     ) -> Option<Offset> {
-        let held = self.outage.as_ref().and_then(|outage| outage.held.get(&key))?;
-        held.ranges.iter().map(OffsetRange::start).filter(|start| *start > position).min()
+        ranges::first_after(self.spooled(key), position)
     }
 
     /// Notes where PostgreSQL is with partitions that were claimed: from there they are spooled if it goes away, and if a
@@ -65,9 +58,7 @@ impl Pipeline {
 
     /// The first offset that can be had: Kafka's, or the spool's when that reaches further back.
     pub(in crate::pipeline) fn low_with_spool(&self, key: StreamPartition, low: Offset) -> Offset {
-        let held = self.outage.as_ref().and_then(|outage| outage.held.get(&key));
-        let first = held.and_then(|held| held.ranges.iter().map(OffsetRange::start).min());
-        first.map_or(low, |first| low.min(first))
+        ranges::first(self.spooled(key)).map_or(low, |first| low.min(first))
     }
 
     /// Holds again what was drained behind `position`, which PostgreSQL has lost and Kafka has no more. Whether there is
@@ -103,13 +94,7 @@ impl Pipeline {
 
     /// Whether the spool holds the record at `position`, and can be read.
     pub(in crate::pipeline) fn is_spooled(&self, key: StreamPartition, position: Offset) -> bool {
-        if self.is_spool_unreadable() {
-            return false;
-        }
-        let held = self.outage.as_ref().and_then(|outage| outage.held.get(&key));
-        held.is_some_and(|held| {
-            held.ranges.iter().any(|range| range.start() <= position && position < range.end())
-        })
+        !self.is_spool_unreadable() && ranges::holds(self.spooled(key), position)
     }
 
     /// The loop's session, or a new one, if PostgreSQL answers soon.

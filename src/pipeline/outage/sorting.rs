@@ -18,6 +18,7 @@ use std::time::Instant;
 use super::{Outage, TRIM_INTERVAL};
 use crate::config::KafkaProperties;
 use crate::model::position::{Epoch, Offset, OffsetRange, Partition, StreamId, StreamPartition};
+use crate::model::spool::ranges;
 use crate::observe::Metrics;
 use crate::observe::board::{DatabaseState, HoldCode};
 use crate::pipeline::strays::{PassReport, Sorting, Strays, overlap};
@@ -121,17 +122,14 @@ impl Pipeline {
         }
         let gaps: BTreeMap<_, _> =
             seen.gaps.into_iter().filter(|(key, gaps)| !outage.is_aside(key, gaps)).collect();
-        let holds = |ranges: &PartitionRanges, at: Offset| {
-            ranges.ranges.iter().any(|range| range.start() <= at && at < range.end())
-        };
         // What is ours is not known yet for a moment.
         let candidates: Vec<Candidate> = held
             .iter()
-            .filter(|ranges| now >= outage.strays_from && !lanes.contains(&ranges.key))
-            .filter_map(|ranges| {
-                let position = seen.positions.get(&ranges.key).copied()?;
-                let topic = Arc::clone(&ranges.topic);
-                holds(ranges, position).then_some(Candidate { key: ranges.key, topic, position })
+            .filter(|held| now >= outage.strays_from && !lanes.contains(&held.key))
+            .filter_map(|held| {
+                let position = seen.positions.get(&held.key).copied()?;
+                let topic = Arc::clone(&held.topic);
+                ranges::holds(&held.ranges, position).then_some(Candidate { key: held.key, topic, position })
             })
             .collect();
         if gaps.is_empty() && candidates.is_empty() {
