@@ -48,7 +48,6 @@ fn stored(name: &str, record_count: u64) -> Scene {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "a table of what may be done by hand")]
 fn what_was_changed_by_hand_is_found_while_kafka_has_the_record() {
     let scene = stored("altered", 3_000);
     let (exit, report) = verify(&scene, &[]);
