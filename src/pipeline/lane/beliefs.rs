@@ -1,6 +1,7 @@
 //! What a lane believes of positions, against what PostgreSQL says: PostgreSQL is right.
 
 use super::{GiveUp, Lane};
+use crate::failpoint;
 use crate::model::batch::Batch;
 use crate::model::position::{Epoch, Offset, StreamPartition};
 use crate::model::record::AssignmentId;
@@ -74,7 +75,7 @@ impl Lane {
                 Some(position) if position.epoch != claim.epoch => {
                     self.give_up(assignment, GiveUp::ClaimedElsewhere)
                 }
-                Some(position) if position.next == believed => {
+                Some(position) if position.next == believed || failpoint::is_on("mutant_no_cas") => {
                     if self.has_lost_track(assignment) {
                         self.give_up(assignment, GiveUp::Discontinuity);
                     }
