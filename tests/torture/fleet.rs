@@ -160,7 +160,8 @@ impl Fleet {
             (_, Some(point)) if is_killed => {
                 self.crashed.lock().unwrap_or_else(PoisonError::into_inner).push(point.name);
             }
-            (Leave::Asked(_), _) if is_done => {}
+            // Killed or not, before it had ended.
+            (Leave::Asked(_), _) if is_done || is_killed => {}
             // It had not come so far as to listen.
             (Leave::Asked(at), _) if is_terminated && at < daemon.began_at + LISTENS_AFTER => {}
             // A static member that Kafka gave up joins anew, and what it still has under way under its old name is refused:
@@ -212,7 +213,9 @@ impl Fleet {
     /// Ends a daemon like a crash; false: it does not run.
     pub(crate) fn kill(&self, index: usize) -> bool {
         let mut daemon = self.lock(index);
-        daemon.leave = Leave::Killed;
+        if daemon.leave == Leave::None {
+            daemon.leave = Leave::Killed;
+        }
         signal(&daemon, Signal::KILL)
     }
 

@@ -46,7 +46,7 @@ use self::options::Options;
 use self::oracle::rows::Rows;
 use self::producer::Feed;
 use self::random::Random;
-use self::report::{Outcome, Verdict};
+use self::report::{Outcome, Verdict, report_path};
 use self::servers::Servers;
 use self::side::{AGAIN_TOPIC, DELETED_TOPIC, SPOOLED_TOPIC, Side};
 
@@ -62,8 +62,8 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     // `cargo test` runs every test target; this one is not meant by it.
     let verdict = match args.first().map(String::as_str) {
-        Some("run") => Options::parse(&args[1..]).and_then(run).map(|(verdict, _)| verdict),
-        Some("mutants") => mutants::check(&args[1..], run),
+        Some("run") => Options::parse(&args[1..]).and_then(|options| run(&options)),
+        Some("mutants") => mutants::check(&args[1..]),
         _ => {
             println!(
                 "the torture rig does not run with the tests: make torture MINUTES=2 [SEED=n] [FAULTS=short]"
@@ -81,28 +81,24 @@ fn main() {
     std::process::exit(code);
 }
 
-/// A run from an empty directory to the report; returns its verdict, and what was found.
-fn run(options: Options) -> anyhow::Result<(Verdict, Vec<String>)> {
+/// A run from an empty directory to the report.
+fn run(options: &Options) -> anyhow::Result<Verdict> {
     if !cfg!(feature = "failpoints") {
         bail!("crash points need --all-features");
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let dir = root.join(&options.dir);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(&options.dir);
     eprintln!("torture: {}", options.command());
     let servers = Arc::new(Servers::start(&dir, options.ports, DAEMON_COUNT)?);
-    let outcome = play(&options, &servers);
+    let outcome = play(options, &servers);
     servers.stop();
     let outcome = outcome.with_context(|| format!("logs and data are in {}", dir.display()))?;
-    let found = outcome.findings.counts.keys().map(|name| (*name).to_owned()).collect();
     let points = [POINTS, OUTAGE_POINTS].concat();
-    let report = options.mutant.as_ref().map_or_else(String::new, |mutant| format!("-{mutant}"));
-    let path = root.join(format!("target/reports/torture{report}.json"));
-    let verdict = outcome.finish(&options, &points, &path)?;
+    let verdict = outcome.finish(options, &points, &report_path(options.mutant.as_deref()))?;
     // After a failure what is on it may be of interest; the next run takes it away.
     if verdict != Verdict::Failed {
         servers.unmount();
     }
-    Ok((verdict, found))
+    Ok(verdict)
 }
 
 fn migrate(servers: &Servers) -> anyhow::Result<()> {

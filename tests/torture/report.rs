@@ -1,7 +1,7 @@
 //! What a run found, for programs and for people.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -43,6 +43,12 @@ impl Verdict {
             Self::Invalid => 2,
         }
     }
+}
+
+/// Where the report of a run is, or of one with a mutant.
+pub(crate) fn report_path(mutant: Option<&str>) -> PathBuf {
+    let reports = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/reports");
+    reports.join(mutant.map_or_else(|| "torture.json".to_owned(), |mutant| format!("torture-{mutant}.json")))
 }
 
 /// All that is known of a run.
