@@ -33,7 +33,9 @@ pub fn run(name: &str, faults: u8, seen: &Seen) {
         "violations": usize::from(seen.finding.is_some()),
         "occurrences": seen.notes.iter().collect::<BTreeMap<_, _>>(),
     });
-    write("runs", name, entry);
+    // A proposal is no run of the protocol as it is.
+    let kind = if name.starts_with("proposal") { "proposals" } else { "runs" };
+    write(kind, name, entry);
 }
 
 /// A mutant, or a limit that is known, which must be found.
@@ -77,6 +79,7 @@ fn write(kind: &'static str, name: &str, entry: Value) {
         "seconds": runs.values().filter_map(|run| run.get("seconds")?.as_f64()).sum::<f64>(),
         "violations": numbers("violations").sum::<u64>(),
         "runs": runs, "mutants": of_kind("mutants"), "limits": of_kind("limits"),
+        "proposals": of_kind("proposals"),
     });
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/reports");
     std::fs::create_dir_all(&directory).expect("a directory for reports");
