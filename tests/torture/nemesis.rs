@@ -190,7 +190,10 @@ impl Nemesis {
         let database = &servers.database_links[random.index(servers.database_links.len())];
         let broker = &servers.broker_link;
         match fault {
-            Fault::Kill => Ok(self.fleet.kill(random.index(self.fleet.count()))),
+            Fault::Kill => {
+                let daemon = self.unarmed(random).unwrap_or_else(|| random.index(self.fleet.count()));
+                Ok(self.fleet.kill(daemon))
+            }
             Fault::Stop => Ok(self.stop_daemon(random)),
             Fault::CrashPoint => Ok(self.crash(POINTS, random)),
             Fault::Storm => Ok(self.storm(random)),
@@ -263,9 +266,7 @@ impl Nemesis {
 
     /// Arms a daemon that is not armed, and kills it so that its next process is the armed one.
     fn crash(&self, points: &[&'static str], random: &mut Random) -> bool {
-        let mut order: Vec<usize> = (0..self.fleet.count()).collect();
-        random.shuffle(&mut order);
-        let Some(daemon) = order.into_iter().find(|daemon| !self.fleet.is_armed(*daemon)) else {
+        let Some(daemon) = self.unarmed(random) else {
             return self.fleet.kill(random.index(self.fleet.count()));
         };
         // What has not happened yet comes first.
@@ -278,6 +279,13 @@ impl Nemesis {
         self.say(&format!("daemon {daemon} is armed with {name} at hit {hit}"));
         self.fleet.arm(daemon, CrashPoint { name, hit });
         self.fleet.kill(daemon)
+    }
+
+    /// A daemon that is not to die at a crash point, by chance.
+    fn unarmed(&self, random: &mut Random) -> Option<usize> {
+        let mut order: Vec<usize> = (0..self.fleet.count()).collect();
+        random.shuffle(&mut order);
+        order.into_iter().find(|daemon| !self.fleet.is_armed(*daemon))
     }
 
     fn storm(&self, random: &mut Random) -> bool {

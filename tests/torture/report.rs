@@ -15,7 +15,7 @@ use crate::oracle::letters::LetterCounts;
 /// The least rate outside of the windows in which a server is down.
 const RATE_LEAST: f64 = 2_000.0;
 /// From how many minutes on every crash point must have been passed.
-const EVERY_POINT_MINUTES: f64 = 20.0;
+const EVERY_POINT_MINUTES: f64 = 45.0;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

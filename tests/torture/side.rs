@@ -28,7 +28,7 @@ const DELETED_COUNT: usize = 60;
 /// Longer than a fetch waits at the broker (`fetch.wait.max.ms`), so that none is under way.
 const FETCH_PATIENCE: Duration = Duration::from_millis(1_000);
 /// How long the daemons may take to declare a gap, or to go on with an adopted topic.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The side topics.
 #[derive(Debug)]

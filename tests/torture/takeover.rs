@@ -87,13 +87,20 @@ pub(crate) fn only_copy(
         count = servers.sql(&stored).unwrap_or_default();
         count == ONLY_COUNT.to_string()
     });
-    if !is_stored {
+    let gaps = servers.sql(&format!(
+        "SELECT count(*) FROM audit_events.offset_gaps JOIN audit_events.streams USING (stream_id, group_id) \
+          WHERE topic = '{}' AND partition = {partition} AND end_offset > {start}",
+        feed.topic
+    ))?;
+    if gaps != "0" {
         findings.add("spooled_lost", || {
             format!("{} partition {partition} [{start}, {end}): {count} of {ONLY_COUNT} records", feed.topic)
         });
     }
-    // From now on a failover may lose them, and with them what was drained.
-    feed.ledger.mark_deleted(partition, end);
+    if is_stored {
+        // From now on a failover may lose them, and with them what was drained. Until then the ledger is strict.
+        feed.ledger.mark_deleted(partition, end);
+    }
     Ok(Some(()))
 }
 
