@@ -57,7 +57,10 @@ fn tls_takes_another_certificate_without_a_restart_and_probes_have_a_port_of_the
     let [certificate, key] = ["http.pem", "http.key"].map(|name| folder.join(name));
     let exchange = |name: &str| {
         for (path, suffix) in [(&key, "key"), (&certificate, "pem")] {
-            std::fs::copy(certificates.join(format!("{name}.{suffix}")), path).unwrap();
+            // Whole or not at all: whoever connects has it read.
+            let part = path.with_extension("part");
+            std::fs::copy(certificates.join(format!("{name}.{suffix}")), &part).unwrap();
+            std::fs::rename(&part, path).unwrap();
         }
     };
     exchange("server");
@@ -87,7 +90,8 @@ fn tls_takes_another_certificate_without_a_restart_and_probes_have_a_port_of_the
     std::fs::remove_file(&key).unwrap();
     assert_eq!(get_by_tls(daemon.port(), "/status", &ca), "HTTP/1.1 200 OK", "the one before stays");
     let told = daemon.log_text().matches("the certificate of the http side stays").count();
-    assert_eq!(told, 2, "{}", daemon.log_text());
+    // Once more where a connection came between key and certificate.
+    assert!((2..=3).contains(&told), "{}", daemon.log_text());
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
 
     let scene = scene.set("HTTP_TLS_KEY_FILE", certificates.join("client.key").to_str().unwrap());
