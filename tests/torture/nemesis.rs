@@ -249,10 +249,14 @@ impl Nemesis {
         };
         let Some(leader) = (0..self.fleet.count()).find(leads) else { return false };
         let moved = counts_on(|| broker.lied_count());
-        broker.lie();
+        broker.lie(true);
         let is_told = wait_until(SWALLOW_PATIENCE, moved);
         std::thread::sleep(LIE_LASTS);
-        is_told && self.fleet.kill(leader)
+        let is_killed = self.fleet.kill(leader);
+        // What it asked for before it died.
+        std::thread::sleep(LIE_LASTS);
+        broker.lie(false);
+        is_told && is_killed
     }
 
     /// For shorter or longer than Kafka's session.

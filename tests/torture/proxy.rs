@@ -115,9 +115,9 @@ impl Link {
         self.0.swallowed_count.load(Ordering::SeqCst)
     }
 
-    /// The next `EndTxn` is answered and not passed on.
-    pub(crate) fn lie(&self) {
-        self.0.lie_count.store(1, Ordering::SeqCst);
+    /// Each `EndTxn` is answered and not passed on from now on, or no more.
+    pub(crate) fn lie(&self, is_lying: bool) {
+        self.0.lie_count.store(if is_lying { usize::MAX } else { 0 }, Ordering::SeqCst);
     }
 
     /// How often it was.
