@@ -6,6 +6,7 @@
 --     of which stream and partition went. The transaction that drops a time partition writes both.
 --   * So for each stream and partition: rows in events + retention_counts.events = consumer_offsets.events.
 --   * legal_holds: what is held now. A time partition with an event that one of them names is not dropped.
+-- Advisory lock taken by `retention apply`: hashtextextended('audit_events.retention', 0), one drop at a time.
 -- Only the owner of events can drop a time partition; `audit-consumer retention apply` is how it is recorded.
 
 CREATE TABLE IF NOT EXISTS audit_events.legal_holds (

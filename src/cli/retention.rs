@@ -301,7 +301,9 @@ impl Fate {
                 });
                 held.chain(unprojected).collect()
             }
-            Self::Busy => vec!["events was in use by a long query or export; try again".to_owned()],
+            Self::Busy => vec![
+                "events was in use by a long query or export, or another apply runs; try again".to_owned(),
+            ],
             Self::Gone => vec!["somebody else dropped or changed it".to_owned()],
             Self::Kept | Self::Droppable(_) | Self::Dropped(_) => Vec::new(),
         }

@@ -12,6 +12,7 @@ use sqlx::Row;
 
 use super::error::StoreError;
 use super::session::Session;
+use crate::failpoint;
 use crate::model::event::UtcDay;
 use crate::model::projection::DaySink;
 use crate::model::retention::{Keep, LegalHold};
@@ -97,7 +98,7 @@ pub enum Dropping {
     Dropped(Survey),
     /// Something keeps it; nothing was changed.
     Kept(Survey),
-    /// `events` was in use all the time; nothing was changed.
+    /// `events` was in use all the time, or somebody else drops; nothing was changed.
     Busy,
     /// It is not there any more, or not as it was.
     Gone,
@@ -248,6 +249,12 @@ impl Session {
         (actor, reason): (&str, &str),
     ) -> Result<Dropping, StoreError> {
         sqlx::query("BEGIN").execute(&mut self.connection).await?;
+        // One at a time: two would count side by side, and then each keep the other from dropping.
+        let alone =
+            sqlx::query("SELECT pg_try_advisory_xact_lock(hashtextextended('audit_events.retention', 0))");
+        if !alone.fetch_one(&mut self.connection).await?.try_get::<bool, _>(0)? {
+            return self.rolled_back(Dropping::Busy).await;
+        }
         let table = self.quoted(partition).await?;
         let found = sqlx::query("SELECT to_regclass($1) IS NOT NULL").bind(&table);
         if !found.fetch_one(&mut self.connection).await?.try_get::<bool, _>(0)? {
@@ -278,10 +285,13 @@ impl Session {
             return self.rolled_back(Dropping::Kept(survey)).await;
         }
         self.record_drop((partition, &table), (expiry, &survey), (actor, reason)).await?;
+        failpoint::at("retention_recorded");
         if !self.try_drop(&table).await? {
             return self.rolled_back(Dropping::Busy).await;
         }
+        failpoint::at("retention_before_commit");
         sqlx::query("COMMIT").execute(&mut self.connection).await?;
+        failpoint::at("retention_after_commit");
         Ok(Dropping::Dropped(survey))
     }
 

@@ -230,3 +230,70 @@ fn a_drop_does_not_wait_for_a_long_reader_and_holds_no_commit_up_for_long() {
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
     assert_eq!(scene.verify().total("dropped"), 500);
 }
+
+#[test]
+fn a_drop_that_is_killed_at_any_step_is_done_and_recorded_once() {
+    let scene = old_events("retentionkill");
+    let args = ["retention", "apply", "--keep", "7y", "--reason", "a test", "--json"];
+    let dropped = "SELECT coalesce(sum(event_count), 0) FROM audit_events.retention_actions";
+    // What stands after each: nothing twice is dropped, and what is not recorded is still there.
+    for (point, expect) in
+        [("retention_recorded", 0), ("retention_before_commit", 0), ("retention_after_commit", 300)]
+    {
+        wait_for("the one before is gone", Duration::from_secs(30), || {
+            scene.number("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'audit-consumer/operator' AND datname = current_database()") == 0
+        });
+        let output = scene.command_with(&args, &[("FAILPOINTS", &format!("{point}=return"))]);
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&output.status),
+            Some(9),
+            "{point}: {output:?}"
+        );
+        wait_for("what was under way is rolled back", Duration::from_secs(30), || {
+            scene.number(dropped) == expect
+        });
+        assert_eq!(scene.verify().total("dropped"), expect, "{point}");
+    }
+    let (code, report) = apply(&scene, &[]);
+    assert_eq!(code, Some(0));
+    check(&report, &[("events_p20180301", "dropped", Some(200))]);
+    assert_eq!(scene.verify().total("dropped"), 500);
+}
+
+#[test]
+fn of_two_that_drop_at_once_each_partition_goes_once() {
+    let scene = old_events("retentiontwo");
+    let reports = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| apply(&scene, &[]).1)).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect::<Vec<_>>()
+    });
+    // Whoever was kept out says so, and finds the rest.
+    let (code, report) = apply(&scene, &[]);
+    assert_eq!(code, Some(0), "{report:#} {reports:#?}");
+    let recorded = "SELECT count(*) || ' ' || sum(event_count) FROM audit_events.retention_actions";
+    assert_eq!(scene.sql(recorded), "2 500");
+    assert_eq!(scene.verify().total("dropped"), 500);
+}
+
+#[test]
+fn a_drop_under_the_eyes_of_verify_is_seen_before_or_after_and_never_in_between() {
+    let scene = old_events("retentioneyes");
+    // As `apply` does it, with its COMMIT held back.
+    let drop = "BEGIN; \
+        INSERT INTO audit_events.retention_actions (action, partition_name, lower_bound, upper_bound, event_count, actor, reason, details) \
+        VALUES ('drop', 'events_p20180101', '2018-01-01', '2018-02-01', 300, 'me', 'a test', '{}'); \
+        INSERT INTO audit_events.retention_counts SELECT (SELECT max(action_id) FROM audit_events.retention_actions), stream_id, \
+            source_partition, count(*), min(source_offset), max(source_offset), count(*) FILTER (WHERE purview_compatible), count(*) \
+          FROM audit_events.events_p20180101 GROUP BY stream_id, source_partition; \
+        DROP TABLE audit_events.events_p20180101; SELECT pg_sleep(4); COMMIT";
+    let mut dropping = std::process::Command::new("psql")
+        .args(["-Xq", "-v", "ON_ERROR_STOP=1", "-d", scene.setting("DATABASE_URL"), "-c", drop])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("it is dropped, and not committed", Duration::from_secs(20), || {
+        scene.number("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()") == 1
+    });
+    assert_eq!(scene.verify().total("dropped"), 300);
+    assert!(dropping.wait().unwrap().success());
+}
