@@ -359,8 +359,10 @@ fn a_position_behind_its_letters_brings_no_letter_twice() {
         .create()
         .unwrap();
     let mut positions = TopicPartitionList::new();
-    (0..3).for_each(|partition| drop(positions.add_partition(&scene.topic, partition)));
-    let mut positions = group.committed_offsets(positions, Duration::from_secs(10)).unwrap();
+    for partition in 0..3 {
+        positions.add_partition(&scene.topic, partition);
+    }
+    let positions = group.committed_offsets(positions, Duration::from_secs(10)).unwrap();
     for partition in 0..3 {
         let mut element = positions.find_partition(&scene.topic, partition).unwrap();
         let Offset::Offset(next) = element.offset() else { panic!("{:?}", element.offset()) };
