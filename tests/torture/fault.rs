@@ -116,10 +116,10 @@ impl Lane {
     /// How long its next fault waits at most, in a long run.
     pub(crate) const fn pause_most_ms(self) -> u64 {
         match self {
-            Self::Process => 8_000,
-            Self::Database => 40_000,
+            Self::Process => 5_000,
+            Self::Database => 24_000,
             Self::Broker => 90_000,
-            Self::Network => 16_000,
+            Self::Network => 13_000,
         }
     }
 }
