@@ -5,10 +5,11 @@ use crate::model::spool::ranges;
 use crate::observe::board::OwnedPartition;
 use crate::pipeline::spooler::with_spool;
 use crate::pipeline::{Pipeline, RELEASE_TIMEOUT};
+use crate::spool::disk::Disk;
 use crate::spool::{PartitionRanges, joined};
-use crate::store::{Session, SessionPurpose, StoreError};
+use crate::store::{SessionPurpose, Store, StoreError, StoreSession};
 
-impl Pipeline {
+impl<S: Store, D: Disk> Pipeline<S, D> {
     /// Brings what is known of the spool up to date, before offers are placed.
     pub(in crate::pipeline) async fn refresh_held(&mut self) {
         let Some(outage) = &mut self.outage else { return };
@@ -98,7 +99,7 @@ impl Pipeline {
     }
 
     /// The loop's session, or a new one, if PostgreSQL answers soon.
-    pub(super) async fn take_session(&mut self) -> Option<Session> {
+    pub(super) async fn take_session(&mut self) -> Option<S::Session> {
         if let Some(session) = self.session.take() {
             return Some(session);
         }
@@ -130,7 +131,7 @@ impl Pipeline {
             return;
         }
         let Some(mut session) = self.take_session().await else { return };
-        let instance = self.settings.store.instance;
+        let instance = self.settings.store.instance();
         let asked =
             tokio::time::timeout(RELEASE_TIMEOUT, session.publish_spool_ranges(instance, &ranges)).await;
         match asked.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("publish spool ranges"))) {
