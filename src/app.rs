@@ -117,12 +117,12 @@ pub fn spool_limits(config: Option<&SpoolConfig>) -> SpoolLimits {
 fn pipeline_settings(config: &Config, store: StoreSettings) -> PipelineSettings {
     PipelineSettings {
         store,
-        source: SourceSettings {
+        source: Arc::new(SourceSettings {
             properties: config.kafka.consumer_properties(),
             subscription: config.kafka.topics.subscription(),
             reset: if config.kafka.starts_at_end { OffsetReset::Latest } else { OffsetReset::Earliest },
             wants_mirror: Arc::default(),
-        },
+        }),
         rules: decode_rules(config),
         limits: batch_limits(config),
         linger: config.batch.linger,
@@ -275,7 +275,7 @@ async fn listen(config: &HttpConfig) -> anyhow::Result<Listeners> {
 /// # Errors
 /// When it can't start (an address in use, settings that librdkafka refuses) or Kafka's consumer fails for good.
 pub async fn run(config: &Config, recent: RecentLines) -> anyhow::Result<()> {
-    let clock = Clock;
+    let clock = Clock::default();
     let board = Board::default();
     let label = if config.process.has_partition_label { PartitionLabel::On } else { PartitionLabel::Off };
     let metrics = Arc::new(Metrics::new(label).context("make the metrics")?);

@@ -99,7 +99,7 @@ impl Deliveries {
             places: std::sync::Mutex::default(),
             first_error: std::sync::OnceLock::default(),
             traces: super::traces(),
-            clock: Clock,
+            clock: Clock::default(),
         }
     }
 }
@@ -187,7 +187,7 @@ pub(super) fn run(args: &EmitArgs, config: &Config, out: &mut dyn Write) -> anyh
     if !(0.0..=100.0).contains(&args.invalid) || !(0.0..=100.0).contains(&(args.invalid + args.duplicate)) {
         bail!("--invalid and --duplicate are per cents, together from 0 to 100");
     }
-    let clock = Clock;
+    let clock = Clock::default();
     let producer = producer(args, config).context("make a kafka producer")?;
     let started_at = clock.monotonic();
     let sent = match args.generate {

@@ -110,7 +110,7 @@ fn list(inspection: &Inspection, args: &ShowArgs, out: &mut dyn Write) -> anyhow
         writeln!(out, "{:#}", json!({"segments": rows}))?;
         return Ok(ExitStatus::Success);
     }
-    let now_ms = Clock.unix_ms();
+    let now_ms = Clock::default().unix_ms();
     let mut table =
         Table::new(&["segment", "state", "records", "bytes", "begun", "topic", "partition", "ranges"]);
     for (file, summary) in &segments {

@@ -433,7 +433,7 @@ mod tests {
         for (partition, code) in [HoldCode::Draining, HoldCode::TopicRecreated].into_iter().enumerate() {
             let partition = Partition(i32::try_from(partition).unwrap());
             let source = Arc::new(TopicPartition { topic: "t".into(), partition });
-            let since = Clock.monotonic();
+            let since = Clock::default().monotonic();
             board.held.insert(source, Hold { code, detail: String::new(), since });
         }
         assert_eq!(board.mode_counts(), ModeCounts { draining: 1, held: 1, ..ModeCounts::default() });

@@ -109,7 +109,7 @@ mod tests {
         let mut board = BoardState::default();
         board.totals.events = 1_000;
         board.latencies.add(60_000);
-        let start = Clock.monotonic();
+        let start = Clock::default().monotonic();
         let before = Counters::of(&board, start);
         board.totals.events += 70;
         board.totals.duplicates += 20;
@@ -134,7 +134,7 @@ mod tests {
     fn the_last_fifteen_minutes_are_kept_and_no_more() {
         let history = History::default();
         let board = BoardState::default();
-        let counters = Counters::of(&board, Clock.monotonic());
+        let counters = Counters::of(&board, Clock::default().monotonic());
         (0..500).for_each(|ended_at_ms| history.push(counters.step_since(&counters, ended_at_ms, "idle")));
         let steps = history.steps();
         let ends = (steps.first().unwrap().ended_at_ms, steps.last().unwrap().ended_at_ms);

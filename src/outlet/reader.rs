@@ -147,7 +147,7 @@ impl Reader {
         each: &mut impl FnMut(Scanned),
     ) -> Result<(), OutletError> {
         const STEP: &str = "read the topic";
-        let clock = Clock;
+        let clock = Clock::default();
         let mut heard_at = clock.monotonic();
         while !unread.is_empty() {
             match self.committed.poll(POLL) {

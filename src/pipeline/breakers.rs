@@ -13,7 +13,8 @@ use crate::model::breaker::Opened;
 use crate::model::position::{StreamPartition, TopicPartition};
 use crate::observe::board::HoldCode;
 use crate::source::Offer;
-use crate::store::{SessionPurpose, StoreError};
+use crate::spool::disk::Disk;
+use crate::store::{SessionPurpose, Store, StoreError, StoreSession};
 
 /// A breaker that is open.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub(super) struct OpenBreaker {
     is_recorded: bool,
 }
 
-impl Pipeline {
+impl<S: Store, D: Disk> Pipeline<S, D> {
     /// A lane says that the breaker of a partition opened.
     pub(super) fn breaker_opened(
         &mut self,
@@ -63,9 +64,9 @@ impl Pipeline {
                 None => store.connect(SessionPurpose::Claim).await?,
             };
             if !is_recorded {
-                session.record_breaker(&store.group, key, (opening, &reason)).await?;
+                session.record_breaker(store.group(), key, (opening, &reason)).await?;
             }
-            let is_open = session.is_breaker_open(&store.group, key).await?;
+            let is_open = session.is_breaker_open(store.group(), key).await?;
             Ok((session, is_open))
         };
         let answer = tokio::time::timeout(RELEASE_TIMEOUT, asked).await;

@@ -15,15 +15,16 @@ use crate::model::record::AssignmentId;
 use crate::model::spool::mode::Mode;
 use crate::observe::board::{DatabaseState, Hold, HoldCode, OwnedPartition};
 use crate::source::{Offer, Placement};
+use crate::spool::disk::Disk;
 use crate::store::{
-    Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, GapAnswer, GapDeclaration, Session, SessionPurpose,
-    StoreError, StoreSettings, StreamIdentity,
+    Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, GapAnswer, GapDeclaration, SessionPurpose, Store,
+    StoreError, StoreSession, StreamIdentity,
 };
 
 /// How long a position must have been beyond the end before that is taken for final.
 const BEYOND_END_CONFIRMED_AFTER: Duration = Duration::from_secs(10);
 
-impl Pipeline {
+impl<S: Store, D: Disk> Pipeline<S, D> {
     /// Claims what is offered; one placement for each offer, in order.
     pub(super) async fn place(&mut self, offers: Vec<Offer>) -> Vec<Placement> {
         if self.is_spooling() {
@@ -138,6 +139,7 @@ impl Pipeline {
         };
         let mut stop = self.is_stopping.clone();
         let outcome = tokio::select! {
+            biased;
             outcome = claimed => outcome,
             () = tokio::time::sleep(self.settings.claim_timeout) => Err(StoreError::no_answer("claim")),
             _ = stop.wait_for(|stop| *stop) => Err(StoreError::no_answer("claim before stopping")),
@@ -150,7 +152,7 @@ impl Pipeline {
     }
 
     async fn answered(&mut self, offer: &Offer, request: &ClaimRequest, answer: ClaimAnswer) -> Placement {
-        let (source, group) = (&offer.source, self.settings.store.group.clone());
+        let (source, group) = (&offer.source, Arc::clone(self.settings.store.group()));
         let low = offer.description.as_ref().map_or(request.low, |description| description.low);
         // The spool may reach further back than Kafka, and lack what comes next all the same.
         let answer = match answer {
@@ -294,9 +296,9 @@ impl Pipeline {
             low,
             actor: "audit-consumer",
             reason: "the records were deleted from kafka and GAP_WAIT_MS has passed",
-            own: self.settings.store.instance,
+            own: self.settings.store.instance(),
         };
-        let declared = session.declare_gap(&self.settings.store.group, &gap);
+        let declared = session.declare_gap(self.settings.store.group(), &gap);
         let in_time = tokio::time::timeout(self.settings.claim_timeout, declared).await;
         match in_time.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("declare gap"))) {
             Ok(answer) => {
@@ -348,9 +350,9 @@ impl Pipeline {
 }
 
 /// Reads the registry of sources, then claims: so a lane knows it before it gets a record.
-async fn claim_on(
-    store: &StoreSettings,
-    session: &mut Session,
+async fn claim_on<S: Store>(
+    store: &S,
+    session: &mut S::Session,
     requests: &[ClaimRequest],
     sources: &watch::Sender<Arc<FederatedSources>>,
 ) -> Result<Vec<ClaimAnswer>, StoreError> {

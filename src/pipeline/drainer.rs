@@ -5,7 +5,7 @@
 //! what lies between. The spool is read from its beginning again and again until a whole pass had nothing for a
 //! partition: what it still lacks is read from Kafka, and the spool's batches go when the position has passed them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -15,7 +15,8 @@ use crate::failpoint;
 use crate::model::position::{Offset, StreamPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::Metrics;
-use crate::spool::{LocalDrain, Next, SpoolError};
+use crate::spool::disk::Disk;
+use crate::spool::{Drain, Next, SpoolError};
 
 /// How long to wait before a spool that can't be read is tried again, and how often.
 const RETRY_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
@@ -46,12 +47,12 @@ struct Target {
     next: Offset,
 }
 
-pub(super) struct Drainer {
-    spool: SharedSpool,
+pub(super) struct Drainer<D: Disk> {
+    spool: SharedSpool<D>,
     control: mpsc::UnboundedReceiver<DrainerControl>,
     fed: mpsc::UnboundedSender<Fed>,
     metrics: Arc<Metrics>,
-    targets: HashMap<StreamPartition, Target>,
+    targets: BTreeMap<StreamPartition, Target>,
 }
 
 /// How a pass over the spool ended.
@@ -64,14 +65,14 @@ enum Pass {
     Over,
 }
 
-impl Drainer {
+impl<D: Disk> Drainer<D> {
     pub(super) fn new(
-        spool: SharedSpool,
+        spool: SharedSpool<D>,
         control: mpsc::UnboundedReceiver<DrainerControl>,
         fed: mpsc::UnboundedSender<Fed>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { spool, control, fed, metrics, targets: HashMap::new() }
+        Self { spool, control, fed, metrics, targets: BTreeMap::new() }
     }
 
     /// Works until the loop hangs up.
@@ -126,7 +127,7 @@ impl Drainer {
 
     /// Reads the spool from its oldest batch to its end.
     async fn pass(&mut self) -> Pass {
-        let (mut cursor, mut failure_count) = (LocalDrain::default(), 0);
+        let (mut cursor, mut failure_count) = (Drain::default(), 0);
         while !self.targets.is_empty() {
             while let Ok(control) = self.control.try_recv() {
                 self.obey(control);
@@ -172,7 +173,7 @@ impl Drainer {
         Pass::End
     }
 
-    async fn next(&self, mut cursor: LocalDrain) -> Option<(Result<Next, SpoolError>, LocalDrain)> {
+    async fn next(&self, mut cursor: Drain<D::File>) -> Option<(Result<Next, SpoolError>, Drain<D::File>)> {
         with_spool(&self.spool, move |spool| {
             let next = spool.next(&mut cursor);
             (next, cursor)

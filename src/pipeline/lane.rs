@@ -14,10 +14,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::JoinError;
 
 use super::facts::LaneFacts;
 use super::storer::decode_record;
+use super::task::Task;
 use super::work::{Work, WorkDone};
 use crate::model::backoff::RetryPolicy;
 use crate::model::batch::{Batch, BatchBuilder, BatchLimits};
@@ -28,7 +29,7 @@ use crate::model::position::{Offset, StreamPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::Clock;
 use crate::observe::board::{Board, DatabaseState};
-use crate::store::{Claim, CommitOutcome, CommitPath, CommittedPart, Session, StoreSettings};
+use crate::store::{Claim, CommitOutcome, CommitPath, CommittedPart, Store};
 
 /// How many batches after a collision go by the merge path first.
 const MERGE_FIRST_COUNT: u32 = 20;
@@ -38,8 +39,8 @@ const RETRY_MOST: Duration = Duration::from_secs(2);
 
 /// What every lane is told.
 #[derive(Debug, Clone)]
-pub(super) struct LaneSettings {
-    pub(super) store: StoreSettings,
+pub(super) struct LaneSettings<S: Store> {
+    pub(super) store: S,
     pub(super) rules: Arc<DecodeRules>,
     /// The registry as it was read last; always before a partition is adopted.
     pub(super) sources: watch::Receiver<Arc<FederatedSources>>,
@@ -101,9 +102,12 @@ struct Leaving {
     reply: oneshot::Sender<()>,
 }
 
-pub(super) struct Lane {
+/// Work under way: the assignments that it concerns, and when it began.
+type UnderWay<S> = (Task<WorkDone<S>>, Vec<AssignmentId>, Instant);
+
+pub(super) struct Lane<S: Store> {
     index: usize,
-    settings: LaneSettings,
+    settings: LaneSettings<S>,
     chunks: mpsc::Receiver<Arc<Chunk>>,
     control: mpsc::Receiver<LaneControl>,
     reports: mpsc::UnboundedSender<LaneReport>,
@@ -114,8 +118,8 @@ pub(super) struct Lane {
     opened_at: Option<Instant>,
     /// Batches to commit, in order: one, or the parts that it was split into.
     queue: VecDeque<Batch>,
-    session: Option<Session>,
-    work: Option<(JoinHandle<WorkDone>, Vec<AssignmentId>, Instant)>,
+    session: Option<S::Session>,
+    work: Option<UnderWay<S>>,
     retry: RetryPolicy,
     retry_at: Option<Instant>,
     merge_first_count: u32,
@@ -125,15 +129,17 @@ pub(super) struct Lane {
     leaving: Option<Leaving>,
 }
 
-impl Lane {
+impl<S: Store> Lane<S> {
     pub(super) fn new(
         index: usize,
-        settings: LaneSettings,
+        settings: LaneSettings<S>,
         (chunks, control): (mpsc::Receiver<Arc<Chunk>>, mpsc::Receiver<LaneControl>),
         reports: mpsc::UnboundedSender<LaneReport>,
         (board, facts): (Board, LaneFacts),
     ) -> Self {
         let verify_at = settings.clock.monotonic() + settings.verify_interval;
+        let (high, low) = settings.store.instance().as_u64_pair();
+        let seed = (high ^ low).wrapping_add(u64::try_from(index).unwrap_or_default());
         Self {
             index,
             builder: BatchBuilder::new(settings.limits),
@@ -148,7 +154,7 @@ impl Lane {
             queue: VecDeque::new(),
             session: None,
             work: None,
-            retry: RetryPolicy::new(RETRY_FIRST, RETRY_MOST),
+            retry: RetryPolicy::new(RETRY_FIRST, RETRY_MOST).spread_by(seed),
             retry_at: None,
             merge_first_count: 0,
             refused_before: None,
@@ -248,7 +254,7 @@ impl Lane {
     /// its batch: of the partitions in it those that stay are given up, to be claimed and read again.
     fn abandon_work(&mut self) {
         let Some((task, assignments, _)) = self.work.take() else { return };
-        task.abort();
+        drop(task);
         self.lose_session();
         tracing::warn!(lane = self.index, "a commit under way was abandoned");
         let leaving = self.leaving.as_ref().map_or_else(Vec::new, |leaving| leaving.assignments.clone());
@@ -356,7 +362,7 @@ impl Lane {
             None => self.owned.keys().copied().collect(),
         };
         let work = Work { session: self.session.take(), claims, must_adopt, batch };
-        let task = tokio::spawn(work.run(self.settings.store.clone(), self.settings.work_deadline));
+        let task = Task::spawn(work.run(self.settings.store.clone(), self.settings.work_deadline));
         self.work = Some((task, assignments, now));
     }
 
@@ -364,7 +370,7 @@ impl Lane {
         if self.merge_first_count > 0 { CommitPath::Merge } else { CommitPath::Direct }
     }
 
-    fn finish(&mut self, done: Result<WorkDone, tokio::task::JoinError>) {
+    fn finish(&mut self, done: Result<WorkDone<S>, JoinError>) {
         let Some((_, _, started_at)) = self.work.take() else { return };
         let elapsed = self.settings.clock.monotonic().saturating_duration_since(started_at);
         match done {
@@ -384,7 +390,7 @@ impl Lane {
         }
     }
 
-    fn settle(&mut self, done: WorkDone, elapsed: Duration) {
+    fn settle(&mut self, done: WorkDone<S>, elapsed: Duration) {
         let WorkDone { session, seen, has_adopted, began_at, batch, outcome, default_count } = done;
         self.session = session;
         self.facts.worked(batch.is_some(), &outcome, (elapsed, default_count));
@@ -453,9 +459,7 @@ impl Lane {
 }
 
 /// The end of the work under way; never, while there is none.
-async fn joined(
-    work: &mut Option<(JoinHandle<WorkDone>, Vec<AssignmentId>, Instant)>,
-) -> Result<WorkDone, tokio::task::JoinError> {
+async fn joined<S: Store>(work: &mut Option<UnderWay<S>>) -> Result<WorkDone<S>, JoinError> {
     match work {
         Some((task, ..)) => task.await,
         None => std::future::pending().await,

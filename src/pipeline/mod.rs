@@ -39,6 +39,7 @@ mod spans;
 mod spooler;
 mod storer;
 mod strays;
+mod task;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
@@ -67,10 +68,11 @@ use crate::model::spool::mode::Mode;
 use crate::observe::board::{Board, HoldCode, OwnedPartition, Phase};
 use crate::observe::{Clock, Metrics, Traces};
 use crate::source::{
-    EVENT_QUEUE_COUNT, LANE_QUEUE_COUNT, Placement, SourceCommand, SourceEvent, SourceHandle, SourceSettings,
+    EVENT_QUEUE_COUNT, LANE_QUEUE_COUNT, Placement, Source, SourceCommand, SourceEvent, SourceHandle,
 };
 use crate::spool::Spool;
-use crate::store::{Claim, Session, SessionPurpose, StoreError, StoreSettings};
+use crate::spool::disk::{Disk, LocalDisk};
+use crate::store::{Claim, SessionPurpose, Store, StoreError, StoreSession, StoreSettings};
 
 /// How long we wait before we claim a partition again that another process claimed: longer than Kafka's
 /// heartbeat interval (3 s at most), by which a process that lost its partitions learns of it.
@@ -89,11 +91,11 @@ const WORK_MARGIN: Duration = Duration::from_secs(15);
 
 /// How the pipeline works.
 #[derive(Debug, Clone)]
-pub struct PipelineSettings {
+pub struct PipelineSettings<S: Store = StoreSettings> {
     /// PostgreSQL.
-    pub store: StoreSettings,
+    pub store: S,
     /// Kafka.
-    pub source: SourceSettings,
+    pub source: Arc<dyn Source>,
     /// Decoding.
     pub rules: DecodeRules,
     /// When a batch closes by size …
@@ -118,9 +120,9 @@ pub struct PipelineSettings {
 
 /// A spool, and when it takes over.
 #[derive(Debug)]
-pub struct SpoolSettings {
+pub struct SpoolSettings<D: Disk = LocalDisk> {
     /// The open spool.
-    pub spool: Spool,
+    pub spool: Spool<D>,
     /// How long PostgreSQL must have been away.
     pub after: Duration,
 }
@@ -138,8 +140,8 @@ pub enum PipelineError {
 
 /// The loop's state.
 #[derive(Debug)]
-pub struct Pipeline {
-    settings: PipelineSettings,
+pub struct Pipeline<S: Store = StoreSettings, D: Disk = LocalDisk> {
+    settings: PipelineSettings<S>,
     board: Board,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -153,14 +155,14 @@ pub struct Pipeline {
     /// Whether we were told to stop; looked at where the loop waits for long.
     is_stopping: watch::Receiver<bool>,
     reports: mpsc::UnboundedReceiver<LaneReport>,
-    session: Option<Session>,
+    session: Option<S::Session>,
     /// What the lanes know of the registry of sources.
     sources: watch::Sender<Arc<FederatedSources>>,
     next_assignment: u64,
     claim_not_before: HashMap<Arc<TopicPartition>, Instant>,
     breakers: HashMap<Arc<TopicPartition>, OpenBreaker>,
     /// The spool; without one records wait in Kafka.
-    outage: Option<Outage>,
+    outage: Option<Outage<D>>,
     mirrored: BTreeMap<AssignmentId, Offset>,
     forecasts: Forecasts,
     /// Assignments that the poll thread must still be told to drop.
@@ -168,18 +170,18 @@ pub struct Pipeline {
     partitions_at: Instant,
 }
 
-impl Pipeline {
+impl<S: Store, D: Disk> Pipeline<S, D> {
     /// Starts the lanes and the poll thread, and what the spool needs when there is one; `stop` tells [`Self::run`] to
     /// end.
     ///
     /// # Errors
     /// [`PipelineError::Source`] when librdkafka refuses the settings.
     pub fn start(
-        settings: PipelineSettings,
+        settings: PipelineSettings<S>,
         board: Board,
         (metrics, clock, traces): (Arc<Metrics>, Clock, Traces),
         stop: watch::Receiver<bool>,
-        spool: Option<SpoolSettings>,
+        spool: Option<SpoolSettings<D>>,
     ) -> Result<Self, PipelineError> {
         let (events_tx, events) = mpsc::channel(EVENT_QUEUE_COUNT);
         let (reports_tx, reports) = mpsc::unbounded_channel();
@@ -214,8 +216,8 @@ impl Pipeline {
             queues.push(chunks_tx);
             (spool, chunks)
         });
-        let source = crate::source::start(&settings.source, queues, events_tx, clock.clone())
-            .map_err(|error| PipelineError::Source(error.to_string()))?;
+        let source =
+            settings.source.start(queues, events_tx, clock.clone()).map_err(PipelineError::Source)?;
         let partitions_at = clock.monotonic();
         let mut pipeline = Self {
             settings,
@@ -373,8 +375,8 @@ impl Pipeline {
                 Some(session) => session,
                 None => store.connect(SessionPurpose::Claim).await?,
             };
-            session.release(&store.group, claims).await?;
-            Ok::<Session, StoreError>(session)
+            session.release(store.group(), claims).await?;
+            Ok::<S::Session, StoreError>(session)
         };
         match tokio::time::timeout(RELEASE_TIMEOUT, released).await {
             Ok(Ok(session)) => self.session = Some(session),

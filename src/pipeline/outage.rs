@@ -26,12 +26,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 
 use super::drainer::{Drainer, DrainerControl, Fed};
 use super::lane::LaneControl;
 use super::spans::BatchSpans;
 use super::spooler::{SharedSpool, Spooler, SpoolerControl, with_spool};
+use super::task::Task;
 use super::{CONTROL_QUEUE_COUNT, Pipeline, REVOKE_PATIENCE};
 use crate::model::position::{Epoch, Offset, OffsetRange, StreamPartition, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
@@ -39,8 +39,9 @@ use crate::model::spool::mode::Mode;
 use crate::model::spool::ranges;
 use crate::observe::board::{DatabaseState, Hold, HoldCode, OwnedPartition};
 use crate::source::{Offer, Placement};
+use crate::spool::disk::{Disk, LocalDisk};
 use crate::spool::{PartitionRanges, joined};
-use crate::store::{Claim, ClaimRequest, ClaimedPosition, SessionPurpose, StoreError};
+use crate::store::{Claim, ClaimRequest, ClaimedPosition, SessionPurpose, Store, StoreError, StoreSession};
 
 /// How long asking whether PostgreSQL is back may take, and how long to wait before it is asked again.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,8 +66,8 @@ struct Draining {
 
 /// The loop's side of the spool.
 #[derive(Debug)]
-pub(super) struct Outage {
-    spool: SharedSpool,
+pub(super) struct Outage<D: Disk = LocalDisk> {
+    spool: SharedSpool<D>,
     after: Duration,
     spooler: mpsc::Sender<SpoolerControl>,
     /// The spooler's place behind the lanes, for the poll thread.
@@ -75,21 +76,21 @@ pub(super) struct Outage {
     fed: mpsc::UnboundedReceiver<Fed>,
     lane_queues: Vec<mpsc::Sender<Arc<Chunk>>>,
     is_spooling: bool,
-    probe: Option<JoinHandle<Result<(), StoreError>>>,
+    probe: Option<Task<Result<(), StoreError>>>,
     probe_at: Instant,
     trim_at: Instant,
     /// Positions that PostgreSQL held when it went away.
     last_known: HashMap<StreamPartition, Offset>,
-    draining: HashMap<Arc<TopicPartition>, Draining>,
+    draining: BTreeMap<Arc<TopicPartition>, Draining>,
     /// What the spool holds.
-    held: HashMap<StreamPartition, PartitionRanges>,
+    held: BTreeMap<StreamPartition, PartitionRanges>,
     /// What the spool keeps of what was drained, and what of that PostgreSQL lacked when it was looked up last.
     drained: Vec<PartitionRanges>,
     lacking: Vec<PartitionRanges>,
     /// From when on drained segments of an earlier process are looked into; `None` when all were.
     look_into_at: Option<Instant>,
     /// Passes over what no lane drains, which tell the gaps whose batches they have set aside.
-    strays: Option<JoinHandle<BTreeMap<StreamPartition, Vec<OffsetRange>>>>,
+    strays: Option<Task<BTreeMap<StreamPartition, Vec<OffsetRange>>>>,
     /// From when on what no lane has counts as somebody else's.
     strays_from: Instant,
     /// Gaps whose batches are set aside.
@@ -106,11 +107,11 @@ pub(super) struct Outage {
     published: Option<Vec<(StreamPartition, OffsetRange)>>,
 }
 
-impl Pipeline {
+impl<S: Store, D: Disk> Pipeline<S, D> {
     /// Starts the spooler and the drainer over an open spool.
     pub(super) fn start_outage(
         &mut self,
-        spool: SharedSpool,
+        spool: SharedSpool<D>,
         after: Duration,
         (chunks, lane_queues): (mpsc::Receiver<Arc<Chunk>>, Vec<mpsc::Sender<Arc<Chunk>>>),
         (reports, spans): (mpsc::UnboundedSender<super::lane::LaneReport>, BatchSpans),
@@ -138,8 +139,8 @@ impl Pipeline {
             probe_at: now,
             trim_at: now,
             last_known: HashMap::new(),
-            draining: HashMap::new(),
-            held: HashMap::new(),
+            draining: BTreeMap::new(),
+            held: BTreeMap::new(),
             drained: Vec::new(),
             lacking: Vec::new(),
             look_into_at: Some(now),
@@ -202,7 +203,7 @@ impl Pipeline {
         outage.probe_wait =
             if lasted { PROBE_INTERVAL } else { (outage.probe_wait * 2).min(PROBE_WAIT_MOST) };
         outage.probe_at = now + outage.probe_wait;
-        self.settings.source.wants_mirror.store(true, Ordering::Relaxed);
+        self.settings.source.wants_mirror().store(true, Ordering::Relaxed);
         for owned in ended {
             outage.last_known.insert(owned.key, owned.position);
         }
@@ -235,11 +236,11 @@ impl Pipeline {
             }
             None if now >= outage.probe_at => {
                 let (store, spool) = (self.settings.store.clone(), Arc::clone(&outage.spool));
-                outage.probe = Some(tokio::spawn(async move {
+                outage.probe = Some(Task::spawn(async move {
                     let ranges = with_spool(&spool, |spool| joined(&spool.held())).await.unwrap_or_default();
                     let published = async {
                         let mut session = store.connect(SessionPurpose::Claim).await?;
-                        session.publish_spool_ranges(store.instance, &ranges).await?;
+                        session.publish_spool_ranges(store.instance(), &ranges).await?;
                         session.close().await;
                         Ok(())
                     };
@@ -261,7 +262,7 @@ impl Pipeline {
         outage.returned_at = Some(now);
         outage.strays_from = now + STRAYS_AFTER;
         outage.published = None;
-        self.settings.source.wants_mirror.store(false, Ordering::Relaxed);
+        self.settings.source.wants_mirror().store(false, Ordering::Relaxed);
         {
             let mut board = self.board.lock();
             board.database = DatabaseState::Up;

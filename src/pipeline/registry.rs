@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::model::federated::FederatedSources;
-use crate::store::{SessionPurpose, StoreError, StoreSettings};
+use crate::store::{SessionPurpose, Store, StoreError, StoreSession};
 
 /// How often the registry is read again.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
@@ -19,7 +19,7 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reads the registry again and again; never ends.
-pub(super) async fn refresh(store: StoreSettings, sources: watch::Sender<Arc<FederatedSources>>) {
+pub(super) async fn refresh(store: impl Store, sources: watch::Sender<Arc<FederatedSources>>) {
     let mut has_failed = false;
     loop {
         tokio::time::sleep(REFRESH_INTERVAL).await;
@@ -39,7 +39,7 @@ pub(super) async fn refresh(store: StoreSettings, sources: watch::Sender<Arc<Fed
     }
 }
 
-async fn read(store: &StoreSettings) -> Result<FederatedSources, StoreError> {
+async fn read(store: &impl Store) -> Result<FederatedSources, StoreError> {
     let mut session = store.connect(SessionPurpose::Registry).await?;
     let sources = session.federated_sources().await?;
     session.close().await;

@@ -13,7 +13,7 @@ use crate::model::record::Chunk;
 use crate::model::trace::{TraceContext, TraceId};
 use crate::observe::spans::{Failure, Lasted, Messaging, Operation, Server, Statement, Step, TracedRecord};
 use crate::observe::{Clock, Traces};
-use crate::store::{CommitOutcome, CommitPath, StoreError, StoreSettings, copy};
+use crate::store::{CommitOutcome, CommitPath, Store, StoreError, copy};
 
 /// The table that a commit copies to.
 const TABLE: &str = "audit_events.events";
@@ -28,10 +28,10 @@ pub(super) struct BatchSpans {
 }
 
 impl BatchSpans {
-    pub(super) fn new(store: &StoreSettings, traces: Traces, clock: Clock) -> Self {
+    pub(super) fn new(store: &impl Store, traces: Traces, clock: Clock) -> Self {
         // Where the URL is in a file: the one at the start.
         let server = store.place().map(|(host, port, database)| Server { host, port, database });
-        Self { traces, group: Arc::clone(&store.group), server, clock }
+        Self { traces, group: Arc::clone(store.group()), server, clock }
     }
 
     /// A commit ended that took `elapsed`. Returns the trace that tells of it, while traces go anywhere. A stale one is told

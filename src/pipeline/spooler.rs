@@ -20,6 +20,7 @@ use crate::model::spool::{EncodedChunk, SpoolStats};
 use crate::observe::Metrics;
 use crate::observe::board::Board;
 use crate::observe::spans::TracedRecord;
+use crate::spool::disk::{Disk, LocalDisk};
 use crate::spool::{Spool, SpoolError};
 
 /// How many chunks, and bytes of them, go into one append and its sync.
@@ -29,13 +30,16 @@ const APPEND_LEN_BYTES: u64 = 8 << 20;
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 
 /// The spool, shared by the spooler, the drainer and the loop. Its lock is taken on threads where waiting is allowed.
-pub type SharedSpool = Arc<Mutex<Spool>>;
+pub type SharedSpool<D = LocalDisk> = Arc<Mutex<Spool<D>>>;
 
-/// Does `work` with the spool on a thread where waiting is allowed; `None` when that thread died.
-pub(super) async fn with_spool<T: Send + 'static>(
-    spool: &SharedSpool,
-    work: impl FnOnce(&mut Spool) -> T + Send + 'static,
+/// Does `work` with the spool, on a thread where waiting is allowed if its disk is slow; `None` when that thread died.
+pub(super) async fn with_spool<T: Send + 'static, D: Disk>(
+    spool: &SharedSpool<D>,
+    work: impl FnOnce(&mut Spool<D>) -> T + Send + 'static,
 ) -> Option<T> {
+    if !D::IS_SLOW {
+        return Some(work(&mut spool.lock().unwrap_or_else(PoisonError::into_inner)));
+    }
     let spool = Arc::clone(spool);
     let task =
         tokio::task::spawn_blocking(move || work(&mut spool.lock().unwrap_or_else(PoisonError::into_inner)));
@@ -64,8 +68,8 @@ struct Pending {
 /// What became of an append, and how the spool stands after it; `None` when its thread died.
 type Append = Pin<Box<dyn Future<Output = Option<(Result<(), SpoolError>, SpoolStats)>> + Send>>;
 
-pub(super) struct Spooler {
-    spool: SharedSpool,
+pub(super) struct Spooler<D: Disk> {
+    spool: SharedSpool<D>,
     chunks: mpsc::Receiver<Arc<Chunk>>,
     control: mpsc::Receiver<SpoolerControl>,
     reports: mpsc::UnboundedSender<LaneReport>,
@@ -81,9 +85,9 @@ pub(super) struct Spooler {
     append_began_at: Instant,
 }
 
-impl Spooler {
+impl<D: Disk> Spooler<D> {
     pub(super) fn new(
-        spool: SharedSpool,
+        spool: SharedSpool<D>,
         (chunks, control): (mpsc::Receiver<Arc<Chunk>>, mpsc::Receiver<SpoolerControl>),
         reports: mpsc::UnboundedSender<LaneReport>,
         (board, metrics, spans): (Board, Arc<Metrics>, BatchSpans),

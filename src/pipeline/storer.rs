@@ -19,8 +19,8 @@ use crate::model::rejection::{Rejection, RejectionCode};
 use crate::observe::{Clock, Traces};
 use crate::store::copy::encode_event;
 use crate::store::{
-    Claim, CommitOutcome, CommitPath, CommittedPart, Session, SessionPurpose, StalePart, StoreError,
-    StoreSettings,
+    Claim, CommitOutcome, CommitPath, CommittedPart, SessionPurpose, StalePart, Store, StoreError,
+    StoreSession,
 };
 
 /// The SQLSTATE `unique_violation`: by the direct path some event is stored already.
@@ -187,28 +187,28 @@ impl Round {
 
 /// Stores batches on a session of its own.
 #[derive(Debug)]
-pub(super) struct Storer {
-    pub(super) store: StoreSettings,
+pub(super) struct Storer<S: Store> {
+    pub(super) store: S,
     pub(super) rules: Arc<DecodeRules>,
     /// As they were read last.
     pub(super) sources: Arc<FederatedSources>,
     /// How long one commit may take before its outcome counts as unknown.
     deadline: Duration,
     spans: BatchSpans,
-    session: Option<Session>,
+    session: Option<S::Session>,
     /// By which path the next batch goes first.
     path: CommitPath,
 }
 
-impl Storer {
-    pub(super) fn new(store: StoreSettings, rules: Arc<DecodeRules>, traces: Traces) -> Self {
+impl<S: Store> Storer<S> {
+    pub(super) fn new(store: S, rules: Arc<DecodeRules>, traces: Traces) -> Self {
         let deadline = store.statement_timeout() + WORK_MARGIN;
-        let spans = BatchSpans::new(&store, traces, Clock);
+        let spans = BatchSpans::new(&store, traces, Clock::default());
         let (sources, path) = (Arc::default(), CommitPath::Direct);
         Self { store, rules, sources, deadline, spans, session: None, path }
     }
 
-    async fn session(&mut self) -> Result<&mut Session, StoreError> {
+    async fn session(&mut self) -> Result<&mut S::Session, StoreError> {
         let session = match self.session.take() {
             Some(session) => session,
             None => self.store.connect(SessionPurpose::Operator).await?,
@@ -258,7 +258,7 @@ impl Storer {
 
     /// Commits, within the deadline. After an error the session is to be lost.
     async fn commit(&mut self, batch: &Batch, purpose: Purpose<'_>) -> Result<CommitOutcome, StoreError> {
-        let (group, path) = (Arc::clone(&self.store.group), self.path);
+        let (group, path) = (Arc::clone(self.store.group()), self.path);
         let deadline = self.deadline;
         let committed = async {
             let session = self.session().await?;
@@ -294,7 +294,7 @@ impl Storer {
             return Ok(BTreeMap::new());
         }
         let claims: Vec<Claim> = keys.iter().map(|key| Claim { key: *key, epoch: Epoch(0) }).collect();
-        let (group, deadline) = (Arc::clone(&self.store.group), self.deadline);
+        let (group, deadline) = (Arc::clone(self.store.group()), self.deadline);
         let asked = async { self.session().await?.positions(&group, &claims).await };
         let in_time = tokio::time::timeout(deadline, asked).await;
         let found = in_time.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("positions")));

@@ -21,8 +21,9 @@ use crate::model::position::{Epoch, Offset, OffsetRange, StreamPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::model::spool::BatchLine;
 use crate::observe::Traces;
-use crate::spool::{LocalDrain, Next, Quarantined, SpoolError};
-use crate::store::{StoreError, StoreSettings};
+use crate::spool::disk::{Disk, LocalDisk};
+use crate::spool::{Drain, Next, Quarantined, SpoolError};
+use crate::store::{Store, StoreError, StoreSettings};
 
 /// What is to become of the spool's batches, by partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,18 +87,18 @@ pub enum StrayError {
 
 /// Reads the spool and stores what it is told to.
 #[derive(Debug)]
-pub struct Strays {
-    spool: SharedSpool,
-    storer: Storer,
+pub struct Strays<S: Store = StoreSettings, D: Disk = LocalDisk> {
+    spool: SharedSpool<D>,
+    storer: Storer<S>,
     limits: BatchLimits,
 }
 
-impl Strays {
+impl<S: Store, D: Disk> Strays<S, D> {
     /// Connects to nothing yet.
     #[must_use]
     pub fn new(
-        spool: SharedSpool,
-        store: StoreSettings,
+        spool: SharedSpool<D>,
+        store: S,
         (rules, limits): (Arc<DecodeRules>, BatchLimits),
         traces: Traces,
     ) -> Self {
@@ -122,7 +123,7 @@ impl Strays {
         self.storer.read_sources().await?;
         let mut next = self.storer.positions(&sorting.store).await?;
         let mut builder = BatchBuilder::new(self.limits);
-        let mut cursor = LocalDrain::default();
+        let mut cursor = Drain::default();
         loop {
             let (found, read) = self.read(cursor).await?;
             cursor = read;
@@ -242,7 +243,7 @@ impl Strays {
         self.storer.positions(keys).await
     }
 
-    async fn read(&self, mut cursor: LocalDrain) -> Result<(Next, LocalDrain), StrayError> {
+    async fn read(&self, mut cursor: Drain<D::File>) -> Result<(Next, Drain<D::File>), StrayError> {
         let read = with_spool(&self.spool, move |spool| {
             let next = spool.next(&mut cursor);
             (next, cursor)
@@ -254,10 +255,10 @@ impl Strays {
     /// Copies a batch to quarantine. Where that fails, its partition is noted: its segments may not go then.
     async fn set_aside(
         &self,
-        cursor: LocalDrain,
+        cursor: Drain<D::File>,
         line: &BatchLine,
         (chunk, report): (Chunk, &mut PassReport),
-    ) -> Result<(LocalDrain, Chunk), StrayError> {
+    ) -> Result<(Drain<D::File>, Chunk), StrayError> {
         let of_thread = line.clone();
         let set = with_spool(&self.spool, move |spool| {
             let file = spool.set_aside(&cursor, (&of_thread, &chunk));

@@ -9,7 +9,7 @@ use crate::model::batch::Batch;
 use crate::model::position::StreamPartition;
 use crate::observe::Clock;
 use crate::store::{
-    Claim, ClaimedPosition, CommitOutcome, CommitPath, Session, SessionPurpose, StoreError, StoreSettings,
+    Claim, ClaimedPosition, CommitOutcome, CommitPath, SessionPurpose, Store, StoreError, StoreSession,
 };
 
 /// What PostgreSQL holds for each key.
@@ -17,9 +17,9 @@ pub(super) type Positions = Vec<(StreamPartition, ClaimedPosition)>;
 
 /// What a lane asks for.
 #[derive(Debug)]
-pub(super) struct Work {
+pub(super) struct Work<S: Store> {
     /// The session to use; without one another is opened.
-    pub(super) session: Option<Session>,
+    pub(super) session: Option<S::Session>,
     /// The claims to look up before anything else, and with a new session to write it into.
     pub(super) claims: Vec<Claim>,
     /// Write the session into the rows of `claims`, which were not all recorded under it.
@@ -30,9 +30,9 @@ pub(super) struct Work {
 
 /// What became of it.
 #[derive(Debug)]
-pub(super) struct WorkDone {
+pub(super) struct WorkDone<S: Store> {
     /// The session, if it may be used again.
-    pub(super) session: Option<Session>,
+    pub(super) session: Option<S::Session>,
     /// The claims that were looked up and what PostgreSQL holds for them; `None`: nothing was looked up.
     pub(super) seen: Option<(Vec<Claim>, Positions)>,
     /// Whether the session was written into the rows of those claims.
@@ -47,9 +47,9 @@ pub(super) struct WorkDone {
     pub(super) default_count: u64,
 }
 
-impl Work {
+impl<S: Store> Work<S> {
     /// Does the work within `deadline`; a dropped future leaves the outcome unknown, as an error does.
-    pub(super) async fn run(self, store: StoreSettings, deadline: Duration) -> WorkDone {
+    pub(super) async fn run(self, store: S, deadline: Duration) -> WorkDone<S> {
         let Self { session, claims, must_adopt, batch } = self;
         let mut done = WorkDone {
             session: None,
@@ -72,11 +72,11 @@ impl Work {
     }
 }
 
-impl WorkDone {
+impl<S: Store> WorkDone<S> {
     async fn attempt(
         &mut self,
-        store: &StoreSettings,
-        session: Option<Session>,
+        store: &S,
+        session: Option<S::Session>,
         claims: Vec<Claim>,
         must_adopt: bool,
     ) -> Result<Option<CommitOutcome>, StoreError> {
@@ -86,11 +86,11 @@ impl WorkDone {
         };
         if !claims.is_empty() {
             let positions = if is_new || must_adopt {
-                let positions = session.adopt_claims(&store.group, &claims).await?;
+                let positions = session.adopt_claims(store.group(), &claims).await?;
                 self.has_adopted = true;
                 positions
             } else {
-                session.positions(&store.group, &claims).await?
+                session.positions(store.group(), &claims).await?
             };
             self.seen = Some((claims, positions));
         }
@@ -98,8 +98,8 @@ impl WorkDone {
         let outcome = match &self.batch {
             Some((batch, path)) if agrees => {
                 self.default_count = session.ensure_partitions(batch).await?;
-                self.began_at = Some(Clock.monotonic());
-                Some(session.commit(&store.group, batch, *path).await?)
+                self.began_at = Some(Clock::default().monotonic());
+                Some(session.commit(store.group(), batch, *path).await?)
             }
             _ => None,
         };

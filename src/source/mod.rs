@@ -24,9 +24,12 @@ mod describe;
 mod gate;
 mod lookup;
 mod poller;
+mod presence;
 mod replay;
 mod slots;
 
+use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -37,9 +40,11 @@ use uuid::Uuid;
 use crate::config::KafkaProperties;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
+use crate::observe::Clock;
 
 pub use lookup::{Lookup, LookupError};
-pub use poller::{SourceHandle, start};
+pub use poller::SourceHandle;
+pub use presence::{Presence, Presences};
 pub use replay::Replay;
 
 /// How often a partition that was not granted is offered again.
@@ -48,6 +53,46 @@ pub const OFFER_INTERVAL: Duration = Duration::from_secs(2);
 pub const LANE_QUEUE_COUNT: usize = 32;
 /// How many events wait for the pipeline at most.
 pub const EVENT_QUEUE_COUNT: usize = 64;
+
+/// Kafka, as the pipeline needs it; the simulation has another one.
+pub trait Source: Debug + Send + Sync {
+    /// Begins to offer partitions, and to read those that are placed; ends when it is told to [`SourceCommand::Close`],
+    /// or with the pipeline.
+    ///
+    /// # Errors
+    /// librdkafka's word when it refuses the properties or the subscription, or the system's when no thread can be had.
+    fn start(
+        &self,
+        lanes: LaneQueues,
+        events: mpsc::Sender<SourceEvent>,
+        clock: Clock,
+    ) -> Result<SourceHandle, String>;
+
+    /// Whether offers are to name the group's offset in Kafka.
+    fn wants_mirror(&self) -> &AtomicBool;
+
+    /// Asks what Kafka has of partitions, whoever reads them.
+    fn look_up(&self, partitions: BTreeSet<TopicPartition>) -> Presences;
+}
+
+impl Source for SourceSettings {
+    fn start(
+        &self,
+        lanes: LaneQueues,
+        events: mpsc::Sender<SourceEvent>,
+        clock: Clock,
+    ) -> Result<SourceHandle, String> {
+        poller::start(self, lanes, events, clock).map_err(|error| error.to_string())
+    }
+
+    fn wants_mirror(&self) -> &AtomicBool {
+        &self.wants_mirror
+    }
+
+    fn look_up(&self, partitions: BTreeSet<TopicPartition>) -> Presences {
+        Box::pin(presence::look_up(self.properties.clone(), partitions))
+    }
+}
 
 /// How to consume.
 #[derive(Debug, Clone)]

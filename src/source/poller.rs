@@ -1,9 +1,7 @@
 //! The poll thread.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -45,11 +43,17 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// The running poll thread.
 #[derive(Debug)]
 pub struct SourceHandle {
-    commands: SyncSender<SourceCommand>,
-    thread: JoinHandle<()>,
+    commands: mpsc::Sender<SourceCommand>,
 }
 
 impl SourceHandle {
+    /// A handle on whoever takes the commands, and drops their receiver as the last thing it does.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<SourceCommand>) {
+        let (commands, receiver) = mpsc::channel(COMMAND_QUEUE_COUNT);
+        (Self { commands }, receiver)
+    }
+
     /// Sends a command; `false` when the thread has ended or its queue is full.
     #[must_use]
     pub fn send(&self, command: SourceCommand) -> bool {
@@ -59,13 +63,7 @@ impl SourceHandle {
     /// Whether the thread has ended.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
-    }
-
-    /// Another handle that can only send commands.
-    #[must_use]
-    pub fn commands(&self) -> SyncSender<SourceCommand> {
-        self.commands.clone()
+        self.commands.is_closed()
     }
 }
 
@@ -74,7 +72,7 @@ impl SourceHandle {
 /// # Errors
 /// librdkafka's word when it refuses the properties or the subscription, or the system's when no thread can be
 /// had.
-pub fn start(
+pub(super) fn start(
     settings: &SourceSettings,
     lanes: LaneQueues,
     events: mpsc::Sender<SourceEvent>,
@@ -89,7 +87,7 @@ pub fn start(
     consumer.context().link.refresh(consumer.client());
     let names: Vec<&str> = settings.subscription.iter().map(String::as_str).collect();
     consumer.subscribe(&names)?;
-    let (commands, receiver) = sync_channel(COMMAND_QUEUE_COUNT);
+    let (handle, commands) = SourceHandle::new();
     let started_at = clock.monotonic();
     let mut poller = Poller {
         consumer,
@@ -98,7 +96,7 @@ pub fn start(
         lanes,
         gate: Gate::new(),
         events,
-        commands: receiver,
+        commands,
         looked_at: started_at,
         is_reachable: None,
         unconfirmed: HashMap::new(),
@@ -106,11 +104,11 @@ pub fn start(
         refusal: None,
         clock,
     };
-    let thread = std::thread::Builder::new()
+    std::thread::Builder::new()
         .name("kafka-poll".into())
         .spawn(move || poller.run())
         .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
-    Ok(SourceHandle { commands, thread })
+    Ok(handle)
 }
 
 /// Chunks that passed the gate and found their lane full.
@@ -141,13 +139,14 @@ impl Pending {
 }
 
 struct Poller {
+    /// Dropped first: with it we leave the group.
     consumer: BaseConsumer<Context>,
     assignments: Arc<Mutex<Assignments>>,
     lanes: LaneQueues,
     pending: Vec<Pending>,
     gate: Gate<Chunk>,
     events: mpsc::Sender<SourceEvent>,
-    commands: Receiver<SourceCommand>,
+    commands: mpsc::Receiver<SourceCommand>,
     looked_at: Instant,
     is_reachable: Option<bool>,
     /// Topics of which the brokers told no id when they were asked last, and since when.

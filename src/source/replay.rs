@@ -51,7 +51,7 @@ impl Replay {
         let made = config.create_with_context(Link::new(properties));
         let consumer: BaseConsumer<Link> = made.map_err(LookupError::Misconfigured)?;
         consumer.context().refresh(consumer.client());
-        Ok(Self { consumer, clock: Clock })
+        Ok(Self { consumer, clock: Clock::default() })
     }
 
     /// Reads `range` of `source` and gives `each` its chunks, in order, until that says no. Together they cover the

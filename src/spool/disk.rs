@@ -35,11 +35,13 @@ pub enum LockFault {
 }
 
 /// A disk.
-pub trait Disk: Debug {
+pub trait Disk: Debug + Send + 'static {
     /// An open file.
     type File: DiskFile;
     /// A lock; let go when dropped.
-    type Lock: Debug;
+    type Lock: Debug + Send;
+    /// Whether its calls may take long, and are made on a thread where waiting is allowed.
+    const IS_SLOW: bool = true;
 
     /// Makes a directory that only the owner may enter; fine when it is there.
     ///
@@ -103,7 +105,7 @@ pub trait Disk: Debug {
 }
 
 /// An open file of a [`Disk`].
-pub trait DiskFile: Debug + Read {
+pub trait DiskFile: Debug + Read + Send + 'static {
     /// Goes to `at`, in bytes from the start.
     ///
     /// # Errors

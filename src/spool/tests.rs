@@ -5,4 +5,7 @@ mod failure;
 mod local;
 mod room;
 mod scene;
+#[path = "../../tests/simulation/disk.rs"]
 mod sim;
+
+use super::disk as disk_api;

@@ -131,7 +131,7 @@ pub(super) async fn run(
     let settings = outlet.clone();
     let kafka = blocking(move || Kafka::begin(&settings, &sources)).await?;
     let mut tally = Tally::default();
-    let spans = LetterSpans { traces: super::super::traces(), clock: Clock };
+    let spans = LetterSpans { traces: super::super::traces(), clock: Clock::default() };
     let mut work = Redrive {
         args,
         group: &store.group,

@@ -19,7 +19,7 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new(from: Option<Timestamp>, to: Option<Timestamp>) -> Self {
-        let now = Timestamp::from_unix_micros(Clock.unix_ms().saturating_mul(1_000));
+        let now = Timestamp::from_unix_micros(Clock::default().unix_ms().saturating_mul(1_000));
         let bar = ProgressBar::new(0);
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3}% of the time, {msg}") {
             bar.set_style(style);

@@ -227,7 +227,7 @@ impl Importer {
             StoreError::Unavailable { .. }
             | StoreError::Contended { .. }
             | StoreError::StatementTimeout(_) => {
-                let now = Clock.monotonic();
+                let now = Clock::default().monotonic();
                 let since = *self.away_since.get_or_insert(now);
                 if now.saturating_duration_since(since) > OUTAGE_PATIENCE {
                     return Err(error);

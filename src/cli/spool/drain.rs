@@ -308,7 +308,7 @@ impl Drain {
         let is_free = |key: &StreamPartition| !gaps.iter().any(|(other, _)| other == key);
         let free = positions.iter().filter(|(key, _)| is_free(key));
         let drained: Vec<(StreamPartition, Offset)> = free.map(|(key, (_, next))| (*key, *next)).collect();
-        let now_ms = Clock.unix_ms();
+        let now_ms = Clock::default().unix_ms();
         self.with_spool(|spool| {
             drained.iter().try_for_each(|(key, next)| spool.mark_drained(*key, *next, now_ms))
         })?;

@@ -6,9 +6,9 @@ use crate::model::batch::Batch;
 use crate::model::belief::{Belief, Verdict};
 use crate::model::position::{Epoch, Offset, StreamPartition};
 use crate::model::record::AssignmentId;
-use crate::store::{Claim, ClaimedPosition, StalePart};
+use crate::store::{Claim, ClaimedPosition, StalePart, Store};
 
-impl Lane {
+impl<S: Store> Lane<S> {
     /// Notes that PostgreSQL holds `position`.
     pub(super) fn moved(&mut self, key: StreamPartition, epoch: Epoch, position: Offset) {
         let claim = Claim { key, epoch };

@@ -7,7 +7,7 @@ use crate::model::batch::{Batch, DeadLetter};
 use crate::model::position::StreamPartition;
 use crate::model::rejection::{Rejection, RejectionCode};
 use crate::observe::board::DatabaseState;
-use crate::store::{CommitPath, StoreError};
+use crate::store::{CommitPath, Store, StoreError};
 
 /// The SQLSTATE `deadlock_detected`.
 const DEADLOCK: &str = "40P01";
@@ -16,7 +16,7 @@ const MISCONFIGURED_WAIT: Duration = Duration::from_secs(5);
 /// The same after an error that our table does not know.
 const UNKNOWN_WAIT: Duration = Duration::from_secs(30);
 
-impl Lane {
+impl<S: Store> Lane<S> {
     pub(super) fn failed(&mut self, error: StoreError, batch: Option<(Batch, CommitPath)>) {
         let now = self.settings.clock.monotonic();
         match error {

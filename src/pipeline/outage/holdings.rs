@@ -8,10 +8,11 @@ use crate::model::spool::ranges;
 use crate::observe::board::OwnedPartition;
 use crate::pipeline::spooler::{SharedSpool, with_spool};
 use crate::pipeline::{Pipeline, RELEASE_TIMEOUT};
+use crate::spool::disk::Disk;
 use crate::spool::{PartitionRanges, joined};
-use crate::store::{Session, SessionPurpose, StoreError};
+use crate::store::{SessionPurpose, Store, StoreError, StoreSession};
 
-impl Pipeline {
+impl<S: Store, D: Disk> Pipeline<S, D> {
     /// Brings what is known of the spool up to date, before offers are placed.
     pub(in crate::pipeline) async fn refresh_held(&mut self) {
         let Some(outage) = &mut self.outage else { return };
@@ -102,7 +103,7 @@ impl Pipeline {
     }
 
     /// The loop's session, or a new one, if PostgreSQL answers soon.
-    pub(super) async fn take_session(&mut self) -> Option<Session> {
+    pub(super) async fn take_session(&mut self) -> Option<S::Session> {
         if let Some(session) = self.session.take() {
             return Some(session);
         }
@@ -135,7 +136,7 @@ impl Pipeline {
             return;
         }
         let Some(mut session) = self.take_session().await else { return };
-        let instance = self.settings.store.instance;
+        let instance = self.settings.store.instance();
         let asked =
             tokio::time::timeout(RELEASE_TIMEOUT, session.publish_spool_ranges(instance, &ranges)).await;
         match asked.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("publish spool ranges"))) {
@@ -151,7 +152,7 @@ impl Pipeline {
 }
 
 /// Has the spool hold again what was drained of `key` behind `position`. Whether there is such.
-pub(super) async fn restore(spool: &SharedSpool, key: StreamPartition, position: Offset) -> bool {
+pub(super) async fn restore<D: Disk>(spool: &SharedSpool<D>, key: StreamPartition, position: Offset) -> bool {
     match with_spool(spool, move |spool| spool.restore(key, position)).await {
         Some(Ok(true)) => {
             tracing::warn!(partition = %key, %position, "postgresql has lost what was drained; the spool holds it again");

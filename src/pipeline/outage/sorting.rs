@@ -12,23 +12,24 @@
 //!
 //! A topic that was created again changes nothing for the old stream's records: they have its position.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::holdings::restore;
 use super::{Outage, TRIM_INTERVAL};
-use crate::config::KafkaProperties;
-use crate::model::position::{Epoch, Offset, OffsetRange, Partition, StreamId, StreamPartition};
+use crate::model::position::{Epoch, Offset, OffsetRange, Partition, StreamPartition, TopicPartition};
 use crate::model::spool::ranges;
 use crate::observe::Metrics;
 use crate::observe::board::{DatabaseState, HoldCode};
 use crate::pipeline::spooler::SharedSpool;
 use crate::pipeline::strays::{PassReport, Sorting, Strays, overlap};
+use crate::pipeline::task::Task;
 use crate::pipeline::{Pipeline, RELEASE_TIMEOUT};
-use crate::source::Lookup;
+use crate::source::{Presence, Source};
+use crate::spool::disk::Disk;
 use crate::spool::{PartitionRanges, joined};
-use crate::store::{Claim, Session, StoreError};
+use crate::store::{Claim, Store, StoreError, StoreSession};
 
 /// A partition of which Kafka may have no more what the spool has.
 #[derive(Debug, Clone)]
@@ -43,12 +44,12 @@ struct Candidate {
 /// What PostgreSQL says of the partitions that the spool holds something of.
 #[derive(Debug, Default)]
 struct Seen {
-    positions: HashMap<StreamPartition, Offset>,
+    positions: BTreeMap<StreamPartition, Offset>,
     /// Open gaps over what is held.
     gaps: BTreeMap<StreamPartition, Vec<OffsetRange>>,
 }
 
-impl Pipeline {
+impl<S: Store, D: Disk> Pipeline<S, D> {
     /// Tells the spool how far PostgreSQL is: what lies before that need not be held. What nobody else brings to
     /// PostgreSQL is brought there.
     pub(super) async fn trim(&mut self, now: Instant) {
@@ -83,7 +84,7 @@ impl Pipeline {
 
     async fn look_up(&mut self, held: &[PartitionRanges], keys: &BTreeSet<StreamPartition>) -> Option<Seen> {
         let mut session = self.take_session().await?;
-        let group = Arc::clone(&self.settings.store.group);
+        let group = Arc::clone(self.settings.store.group());
         match tokio::time::timeout(RELEASE_TIMEOUT, seen(&mut session, &group, (held, keys))).await {
             Ok(Ok(seen)) => {
                 self.session = Some(session);
@@ -165,10 +166,10 @@ impl Pipeline {
             ),
             gaps,
             candidates,
-            properties: self.settings.source.properties.clone(),
+            source: Arc::clone(&self.settings.source),
             metrics: Arc::clone(&self.metrics),
         };
-        outage.strays = Some(tokio::spawn(work.run()));
+        outage.strays = Some(Task::spawn(work.run()));
     }
 
     /// The partitions that are a lane's, or will be once their hold is over.
@@ -190,7 +191,7 @@ impl Pipeline {
     }
 }
 
-impl Outage {
+impl<D: Disk> Outage<D> {
     /// Whether the batches over these gaps are set aside.
     fn is_aside(&self, key: &StreamPartition, gaps: &[OffsetRange]) -> bool {
         self.aside.get(key).is_some_and(|done| gaps.iter().all(|gap| done.contains(gap)))
@@ -207,16 +208,16 @@ impl Outage {
 }
 
 /// What one task does with strays.
-struct StrayWork {
-    spool: SharedSpool,
-    strays: Strays,
+struct StrayWork<S: Store, D: Disk> {
+    spool: SharedSpool<D>,
+    strays: Strays<S, D>,
     gaps: BTreeMap<StreamPartition, Vec<OffsetRange>>,
     candidates: Vec<Candidate>,
-    properties: KafkaProperties,
+    source: Arc<dyn Source>,
     metrics: Arc<Metrics>,
 }
 
-impl StrayWork {
+impl<S: Store, D: Disk> StrayWork<S, D> {
     /// Sets aside, then stores what Kafka has no more. Returns the gaps whose batches are set aside.
     async fn run(mut self) -> BTreeMap<StreamPartition, Vec<OffsetRange>> {
         let mut aside = BTreeMap::new();
@@ -228,9 +229,8 @@ impl StrayWork {
             }
         }
         if !self.candidates.is_empty() {
-            let (properties, candidates) = (self.properties.clone(), self.candidates.clone());
-            let asked = tokio::task::spawn_blocking(move || unreadable(&properties, &candidates));
-            let sorting = Sorting { store: asked.await.unwrap_or_default(), ..Sorting::default() };
+            let store = unreadable(&*self.source, &self.candidates).await;
+            let sorting = Sorting { store, ..Sorting::default() };
             for lost in self.candidates.iter().filter(|candidate| candidate.is_drained) {
                 if sorting.store.contains(&lost.key) {
                     restore(&self.spool, lost.key, lost.position).await;
@@ -270,7 +270,7 @@ impl StrayWork {
 
 /// The positions of `keys`, and the open gaps over what is held.
 async fn seen(
-    session: &mut Session,
+    session: &mut impl StoreSession,
     group: &str,
     (held, keys): (&[PartitionRanges], &BTreeSet<StreamPartition>),
 ) -> Result<Seen, StoreError> {
@@ -289,30 +289,16 @@ async fn seen(
 
 /// The candidates that nobody can read from Kafka any more: deleted there, or the topic is another one, or none. While
 /// Kafka does not answer, none. A hint only: the commit decides.
-fn unreadable(properties: &KafkaProperties, candidates: &[Candidate]) -> BTreeSet<StreamPartition> {
-    let mut found = BTreeSet::new();
-    let Ok(mut lookup) = Lookup::new(properties) else { return found };
-    let Ok(topics) = lookup.topics() else { return found };
-    let mut by_topic: BTreeMap<&Arc<str>, Vec<&Candidate>> = BTreeMap::new();
-    for candidate in candidates {
-        by_topic.entry(&candidate.topic).or_default().push(candidate);
-    }
-    for (topic, candidates) in by_topic {
-        let count = topics.iter().find(|(name, _)| **name == **topic).map_or(0, |(_, count)| *count);
-        let is_there = |candidate: &&Candidate| {
-            usize::try_from(candidate.key.partition.0).is_ok_and(|index| index < count)
-        };
-        let (there, gone): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_there);
-        found.extend(gone.iter().map(|candidate| candidate.key));
-        let partitions: Vec<Partition> = there.iter().map(|candidate| candidate.key.partition).collect();
-        let described = lookup.describe_partitions(topic, &partitions);
-        let is_gone = |candidate: &Candidate| {
-            described.get(&candidate.key.partition).and_then(|now| now.as_ref().ok()).is_some_and(|now| {
-                let stream = StreamId::of(&now.cluster_id, topic, now.topic_id);
-                stream != candidate.key.stream || now.low > candidate.position
-            })
-        };
-        found.extend(there.into_iter().filter(|candidate| is_gone(candidate)).map(|candidate| candidate.key));
-    }
-    found
+async fn unreadable(source: &dyn Source, candidates: &[Candidate]) -> BTreeSet<StreamPartition> {
+    let of = |candidate: &Candidate| TopicPartition {
+        topic: Arc::clone(&candidate.topic),
+        partition: candidate.key.partition,
+    };
+    let found = source.look_up(candidates.iter().map(of).collect()).await;
+    let is_gone = |candidate: &&Candidate| match found.get(&of(candidate)) {
+        Some(Presence::Missing) => true,
+        Some(Presence::There { stream, low }) => *stream != candidate.key.stream || *low > candidate.position,
+        None => false,
+    };
+    candidates.iter().filter(is_gone).map(|candidate| candidate.key).collect()
 }

@@ -1,15 +1,15 @@
-//! A disk in memory that fails the n-th call, and forgets on a crash what was not synced.
+//! A disk in memory that fails the n-th call, and forgets on a crash what was not synced. The spool's own tests
+//! (`src/spool/tests.rs`) use it, too.
 //!
 //! A name is durable after a sync of its directory, bytes after a sync of their file. A sync that fails loses the
 //! bytes for good and says so once: later syncs of the same file succeed and leave zeros there, as on Linux.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::spool::disk::{Disk, DiskFile, Entry, LockFault};
+use super::disk_api::{Disk, DiskFile, Entry, LockFault};
 
 /// How a call fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ struct State {
 }
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct SimDisk(Rc<RefCell<State>>);
+pub(super) struct SimDisk(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 pub(super) struct SimFile {
@@ -81,27 +81,27 @@ pub(super) struct SimLock {
 
 impl Drop for SimLock {
     fn drop(&mut self) {
-        self.disk.0.borrow_mut().locks.remove(&self.path);
+        self.disk.state().locks.remove(&self.path);
     }
 }
 
 impl SimDisk {
     pub(super) fn fail(&self, plan: Option<Plan>) {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state();
         state.plan = plan;
         state.call_count = 0;
     }
 
     pub(super) fn call_count(&self) -> u64 {
-        self.0.borrow().call_count
+        self.state().call_count
     }
 
     pub(super) fn set_capacity(&self, capacity: Option<u64>) {
-        self.0.borrow_mut().capacity = capacity;
+        self.state().capacity = capacity;
     }
 
     pub(super) fn crash(&self, crash: Crash) {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state();
         state.locks.clear();
         if crash == Crash::Nothing {
             state.names = state.durable_names.clone();
@@ -130,13 +130,13 @@ impl SimDisk {
 
     /// The bytes of a file, as they are read now.
     pub(super) fn bytes(&self, path: &Path) -> Vec<u8> {
-        let state = self.0.borrow();
+        let state = self.state();
         state.inodes[state.names[path]].bytes.clone()
     }
 
     /// Puts a file there, durable.
     pub(super) fn put(&self, path: &Path, bytes: &[u8]) {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state();
         let inode = state.inodes.len();
         let bytes = bytes.to_vec();
         state.inodes.push(Inode { clean_len: bytes.len(), durable: bytes.clone(), bytes, lost: vec![] });
@@ -145,11 +145,15 @@ impl SimDisk {
     }
 
     pub(super) fn paths(&self) -> Vec<PathBuf> {
-        self.0.borrow().names.keys().cloned().collect()
+        self.state().names.keys().cloned().collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn call(&self) -> Result<(), SimFault> {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state();
         state.call_count += 1;
         let Some(plan) = state.plan else { return Ok(()) };
         let fails = state.call_count == plan.first || (plan.is_lasting && state.call_count > plan.first);
@@ -182,6 +186,7 @@ impl State {
 impl Disk for SimDisk {
     type File = SimFile;
     type Lock = SimLock;
+    const IS_SLOW: bool = false;
 
     fn create_dir(&self, _path: &Path) -> io::Result<()> {
         self.io_call()
@@ -189,7 +194,7 @@ impl Disk for SimDisk {
 
     fn lock(&self, path: &Path, _owner: &str) -> Result<SimLock, LockFault> {
         self.io_call().map_err(LockFault::Io)?;
-        if !self.0.borrow_mut().locks.insert(path.to_owned()) {
+        if !self.state().locks.insert(path.to_owned()) {
             return Err(LockFault::Held("process 4711".into()));
         }
         Ok(SimLock { disk: self.clone(), path: path.to_owned() })
@@ -197,7 +202,7 @@ impl Disk for SimDisk {
 
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
         self.io_call()?;
-        let state = self.0.borrow();
+        let state = self.state();
         let inside = state.names.iter().filter(|(name, _)| name.parent() == Some(path));
         let entry = |(name, inode): (&PathBuf, &usize)| Entry {
             name: name.file_name().unwrap().to_str().unwrap().to_owned(),
@@ -208,13 +213,13 @@ impl Disk for SimDisk {
 
     fn open(&self, path: &Path) -> io::Result<SimFile> {
         self.io_call()?;
-        let inode = self.0.borrow().inode(path)?;
+        let inode = self.state().inode(path)?;
         Ok(SimFile { disk: self.clone(), inode, at: 0 })
     }
 
     fn create(&self, path: &Path) -> io::Result<SimFile> {
         self.io_call()?;
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state();
         if state.names.contains_key(path) {
             return Err(ErrorKind::AlreadyExists.into());
         }
@@ -226,7 +231,7 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.io_call()?;
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state();
         let inode = state.inode(from)?;
         state.names.remove(from);
         state.names.insert(to.to_owned(), inode);
@@ -235,7 +240,7 @@ impl Disk for SimDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.io_call()?;
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state();
         state.inode(path)?;
         state.names.remove(path);
         Ok(())
@@ -243,7 +248,7 @@ impl Disk for SimDisk {
 
     fn empty(&self, path: &Path) -> io::Result<()> {
         self.io_call()?;
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state();
         let inode = state.inode(path)?;
         state.inodes[inode] = Inode::default();
         Ok(())
@@ -251,7 +256,7 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.io_call()?;
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state();
         let State { names, durable_names, .. } = &mut *state;
         durable_names.retain(|name, _| name.parent() != Some(path));
         let inside = names.iter().filter(|(name, _)| name.parent() == Some(path));
@@ -261,7 +266,7 @@ impl Disk for SimDisk {
 
     fn free_len_bytes(&self, _path: &Path) -> io::Result<u64> {
         self.io_call()?;
-        let state = self.0.borrow();
+        let state = self.state();
         Ok(state.capacity.map_or(u64::MAX / 2, |capacity| capacity.saturating_sub(state.used())))
     }
 }
@@ -269,7 +274,7 @@ impl Disk for SimDisk {
 impl Read for SimFile {
     fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
         self.disk.io_call()?;
-        let state = self.disk.0.borrow();
+        let state = self.disk.state();
         let bytes = &state.inodes[self.inode].bytes;
         let left = &bytes[self.at.min(bytes.len())..];
         let len = left.len().min(room.len());
@@ -288,7 +293,7 @@ impl DiskFile for SimFile {
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let fault = self.disk.call().err();
-        let mut state = self.disk.0.borrow_mut();
+        let mut state = self.disk.state();
         let room = state.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(state.used()));
         let room = usize::try_from(room).unwrap();
         let (fault, len) = match fault {
@@ -303,7 +308,7 @@ impl DiskFile for SimFile {
 
     fn sync(&mut self) -> io::Result<()> {
         let fault = self.disk.call().err();
-        let mut state = self.disk.0.borrow_mut();
+        let mut state = self.disk.state();
         let inode = &mut state.inodes[self.inode];
         let dirty = inode.clean_len..inode.bytes.len();
         inode.clean_len = inode.bytes.len();
@@ -321,7 +326,7 @@ impl DiskFile for SimFile {
 
     fn cut(&mut self, len_bytes: u64) -> io::Result<()> {
         self.disk.io_call()?;
-        let mut state = self.disk.0.borrow_mut();
+        let mut state = self.disk.state();
         let inode = &mut state.inodes[self.inode];
         let len = usize::try_from(len_bytes).unwrap();
         inode.bytes.truncate(len);
