@@ -189,7 +189,12 @@ fn armed(variable: &str, value: &str) -> String {
 }
 
 fn armed_query(url: &str) -> String {
-    url.replace("password=", &format!("password={SECRET}"))
+    let Some((before, query)) = url.split_once('?') else { return url.to_owned() };
+    let parts = query.split('&').map(|part| match part.split_once('=') {
+        Some(("password", password)) => format!("password={SECRET}{password}"),
+        _ => part.to_owned(),
+    });
+    format!("{before}?{}", parts.collect::<Vec<_>>().join("&"))
 }
 
 /// One of the files, by a byte: those of [`CONTENTS`], a directory, and one that is not there.
