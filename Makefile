@@ -11,8 +11,8 @@ ifdef TEST_SCALE
 export TEST_SCALE
 endif
 
-.PHONY: help setup build demo demo-down test test-unit model torture torture-mutants lint bench bench-export stack-up stack-down \
-	clean-stack
+.PHONY: help setup build demo demo-down test test-unit model torture torture-mutants fuzz lint bench \
+	bench-export stack-up stack-down clean-stack
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,7 +43,7 @@ test-unit: ## Run the tests that need neither Kafka nor PostgreSQL
 model: ## Explore the protocol's model with its large bounds, some minutes; writes target/reports/model.json
 	TEST_SCALE=full cargo test --profile ci --all-features --locked --test model -- --nocapture --test-threads 2
 
-MINUTES := 2
+torture: MINUTES := 2
 torture: setup ## Everything fails at once for MINUTES, and the account must hold: SEED=n, FAULTS=all, short or names
 	cargo test --profile ci --all-features --locked --test torture -- run --minutes "$(MINUTES)" --seed "$(SEED)" \
 		--faults "$(FAULTS)" --records-per-second "$(RECORDS_PER_SECOND)"
@@ -51,8 +51,13 @@ torture: setup ## Everything fails at once for MINUTES, and the account must hol
 torture-mutants: setup ## Take out what keeps the promise, one at a time: the torture rig must turn red
 	cargo test --profile ci --all-features --locked --test torture -- mutants
 
+fuzz: MINUTES := 15
+fuzz: ## Fuzz what reads bytes of others, MINUTES each: TARGET=name, JOBS=n side by side; writes target/reports/fuzz.json
+	@MINUTES="$(MINUTES)" deploy/local/fuzz $(TARGET)
+
 lint: ## Check format, lints (warnings denied), scripts and all that is in deploy/
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --profile ci --all-targets --all-features --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then \
 		shellcheck -x .ci/run $$(grep -lsE '^#!.*\b(ba)?sh\b' deploy/compose/* deploy/helm/* deploy/image/* \

@@ -119,7 +119,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("test.mock*", "a mock broker stores nothing"),
 ];
 
-/// Parts of property names whose values are secrets.
+/// Parts of property names, in lower case, whose values are secrets.
 const SECRET_PARTS: &[&str] = &["password", "secret", "key.pem", "jaas", "token", "sasl.oauthbearer.config"];
 
 impl KafkaConfig {
@@ -287,7 +287,8 @@ fn user_properties(given: &Option<String>, reader: &mut Reader) -> Vec<(String, 
     let shown: Vec<String> = properties
         .iter()
         .map(|(key, value)| {
-            let is_secret = SECRET_PARTS.iter().any(|part| key.contains(part));
+            let name = key.to_ascii_lowercase();
+            let is_secret = SECRET_PARTS.iter().any(|part| name.contains(part));
             format!("{key}={}", if is_secret { HIDDEN } else { value })
         })
         .collect();

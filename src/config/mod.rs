@@ -35,7 +35,7 @@ const LOG_DIR: &str = "/logs";
 
 /// A setting whose value can't be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{variable}={value}: {accepted}")]
+#[error("{variable}={}: {}", one_line(.value), one_line(.accepted))]
 pub struct ConfigError {
     /// The environment variable.
     pub variable: &'static str,
@@ -43,6 +43,19 @@ pub struct ConfigError {
     pub value: String,
     /// What is wrong with it and what is accepted.
     pub accepted: String,
+}
+
+/// The text with its control characters escaped, so that a refusal is one line and tells a terminal nothing.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 /// Every setting that was found wrong, each on a line of its own.

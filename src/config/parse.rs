@@ -218,11 +218,13 @@ fn len_bytes(text: &str) -> Option<usize> {
 /// The URL without its password: between `:` and the last `@` before the path, and in `password=`.
 pub(super) fn redacted_url(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return HIDDEN.into() };
-    let (authority, tail) = match rest.find(['/', '?']) {
-        // A password may hold a slash by mistake; then all before the last `@` is hidden.
-        Some(_) if rest.rfind('@').is_some_and(|at| rest.find('/').is_some_and(|slash| slash < at)) => {
-            return format!("{scheme}://{HIDDEN}");
-        }
+    // Without a scheme, what stands before `://` may be all of a URL (RFC 3986, section 3.1).
+    if !scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte)) {
+        return HIDDEN.into();
+    }
+    let (authority, tail) = match rest.find(['/', '?', '#']) {
+        // A password may hold one of them by mistake; then all before the last `@` is hidden.
+        Some(at) if rest.rfind('@').is_some_and(|last| at < last) => return format!("{scheme}://{HIDDEN}"),
         Some(at) => rest.split_at_checked(at).unwrap_or((rest, "")),
         None => (rest, ""),
     };

@@ -127,6 +127,40 @@ fn secrets_are_never_shown() {
     assert!(!text.contains("cret"), "{text}");
 }
 
+#[test]
+fn a_password_with_what_ends_a_host_is_not_shown() {
+    for password in ["s3?cret", "s3#cret", "s3/cret", "s3@cret", "s3:cret", "cret"] {
+        let url = format!("postgresql://me:{password}@db/x");
+        let shown = match Config::resolve(&Settings { database_url: Some(url), ..Settings::default() }) {
+            Ok(config) => format!("{config:?} {:?}", config.shown()),
+            Err(errors) => format!("{errors} {errors:?}"),
+        };
+        assert!(shown.contains("postgresql://") && !shown.contains("cret"), "{shown}");
+    }
+}
+
+#[test]
+fn a_url_without_a_scheme_is_not_shown() {
+    for url in ["me:s3cret@db/x", "me:s3cret@db/x?from=http://a", "me:s3cret@db://a"] {
+        check_wrong(Settings { database_url: some(url), ..Settings::default() }, "DATABASE_URL=***: a URL");
+    }
+}
+
+#[test]
+fn a_property_that_is_a_secret_is_hidden_in_any_letter_case() {
+    let settings = Settings { kafka_properties: some("SSL.Keystore.Password=s3cret"), ..Settings::default() };
+    let shown = format!("{:?}", Config::resolve(&settings).unwrap().shown());
+    assert!(shown.contains("SSL.Keystore.Password=***"), "{shown}");
+}
+
+#[test]
+fn a_refusal_is_one_line_whatever_the_value_holds() {
+    check_wrong(
+        Settings { lanes: some("1\n2\u{1b}[31m"), ..Settings::default() },
+        r"LANES=1\n2\u{1b}[31m: a whole number",
+    );
+}
+
 /// A file that holds `text`, for as long as the guard lives.
 fn file(text: &str) -> (tempfile::NamedTempFile, Option<String>) {
     let file = tempfile::NamedTempFile::new().unwrap();
