@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::Pipeline;
 use super::lane::LaneControl;
+use super::{Pipeline, told_to_stop};
+use crate::failpoint;
 use crate::model::federated::FederatedSources;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::AssignmentId;
@@ -142,7 +143,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             biased;
             outcome = claimed => outcome,
             () = tokio::time::sleep(self.settings.claim_timeout) => Err(StoreError::no_answer("claim")),
-            _ = stop.wait_for(|stop| *stop) => Err(StoreError::no_answer("claim before stopping")),
+            _ = told_to_stop(&mut stop) => Err(StoreError::no_answer("claim before stopping")),
         };
         if outcome.is_ok() {
             self.session = kept;
@@ -220,7 +221,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         position: ClaimedPosition,
     ) -> Placement {
         let claim = Claim { key: request.key(), epoch: position.epoch };
-        if self.is_spooled(claim.key, position.next) {
+        if self.is_spooled(claim.key, position.next) && !failpoint::is_on("mutant_live_before_drain") {
             return self.drain(source, claim, position).await;
         }
         match self.adopt_into_lane(source, claim, position, Mode::Live).await {

@@ -259,8 +259,8 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         let failure = loop {
             tokio::select! {
                 biased;
-                changed = stop.wait_for(|stop| *stop) => {
-                    if changed.is_err() {
+                is_told = told_to_stop(&mut stop) => {
+                    if !is_told {
                         tracing::warn!("whoever stops the pipeline is gone; stopping");
                     }
                     break None;
@@ -465,4 +465,9 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         }
         tracing::info!("stopped");
     }
+}
+
+/// Waits until we are told to stop; `false`: whoever would tell us is gone.
+async fn told_to_stop(stop: &mut watch::Receiver<bool>) -> bool {
+    stop.wait_for(|stop| *stop).await.is_ok()
 }
