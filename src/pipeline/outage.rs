@@ -84,6 +84,11 @@ pub(super) struct Outage<D: Disk = LocalDisk> {
     draining: BTreeMap<Arc<TopicPartition>, Draining>,
     /// What the spool holds.
     held: BTreeMap<StreamPartition, PartitionRanges>,
+    /// What the spool keeps of what was drained, and what of that PostgreSQL lacked when it was looked up last.
+    drained: Vec<PartitionRanges>,
+    lacking: Vec<PartitionRanges>,
+    /// From when on drained segments of an earlier process are looked into; `None` when all were.
+    look_into_at: Option<Instant>,
     /// Passes over what no lane drains, which tell the gaps whose batches they have set aside.
     strays: Option<Task<BTreeMap<StreamPartition, Vec<OffsetRange>>>>,
     /// From when on what no lane has counts as somebody else's.
@@ -93,8 +98,6 @@ pub(super) struct Outage<D: Disk = LocalDisk> {
     /// Gaps of which it was said that the spool holds records of them, and partitions that have no position.
     gaps_said: HashSet<(StreamPartition, OffsetRange)>,
     unknown_said: HashSet<StreamPartition>,
-    /// Where drained segments were looked through.
-    restored_at: HashMap<StreamPartition, Offset>,
     /// Until when the spool's disk counts as unreadable: what Kafka has is read from there.
     unreadable_until: Option<Instant>,
     /// When PostgreSQL came back last, and how long to wait before it is asked again: longer when that did not last.
@@ -138,12 +141,14 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             last_known: HashMap::new(),
             draining: BTreeMap::new(),
             held: BTreeMap::new(),
+            drained: Vec::new(),
+            lacking: Vec::new(),
+            look_into_at: Some(now),
             strays: None,
             strays_from: now + STRAYS_AFTER,
             aside: HashMap::new(),
             gaps_said: HashSet::new(),
             unknown_said: HashSet::new(),
-            restored_at: HashMap::new(),
             unreadable_until: None,
             returned_at: None,
             probe_wait: PROBE_INTERVAL,
@@ -181,6 +186,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         if has_lasted {
             self.begin_spooling().await;
         } else {
+            self.look_into_drained(now).await;
             self.trim(now).await;
         }
     }

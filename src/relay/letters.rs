@@ -207,7 +207,9 @@ impl Letters {
     }
 
     /// Learns the positions of the partitions of `rows` that are not known yet: the committed ones, or, where there is
-    /// none of this stream since it last changed hands, those that the letters in the topic tell.
+    /// none of this stream since it last changed hands, those that the letters in the topic tell. A committed one counts for
+    /// no less than what the topic's end tells: the transaction that failed last may have left letters and no position, as
+    /// a delayed copy of the commit before it can end it early (KIP-890; librdkafka speaks the older protocol).
     fn learn_positions(
         &self,
         charge: &mut Charge,
@@ -220,36 +222,40 @@ impl Letters {
         let known = charge.positions.entry(stream.topic.clone()).or_default();
         known.retain(|_, position| is_of_now(position));
         let partitions: HashSet<Partition> = rows.iter().map(|row| row.id.key.partition).collect();
-        let mut unknown: Vec<Partition> =
+        let unknown: Vec<Partition> =
             partitions.into_iter().filter(|partition| !known.contains_key(partition)).collect();
         if unknown.is_empty() {
             return Ok(());
         }
         let keys: Vec<Partition> =
             unknown.iter().copied().filter(|key| key.0 < route.source_partition_count).collect();
-        let committed = charge.producer.positions(&stream.topic, &keys)?;
-        known.extend(committed.into_iter().filter(|(_, position)| is_of_now(position)));
-        unknown.retain(|partition| !known.contains_key(partition));
-        if unknown.is_empty() {
-            return Ok(());
-        }
+        let mut committed = charge.producer.positions(&stream.topic, &keys)?;
+        committed.retain(|_, position| is_of_now(position));
+        let is_gone = unknown.iter().any(|partition| !committed.contains_key(partition));
         // A relay of a group that had the stream before may still be sending it: each group has a transactional.id.
-        for group in stream.former_groups.iter().filter(|group| **group != self.settings.group) {
+        for group in stream.former_groups.iter().filter(|group| is_gone && **group != self.settings.group) {
             if charge.fenced.insert(group.clone()) {
                 drop(Producer::start(&self.settings.for_group(group), Purpose::Relay, &[])?);
             }
         }
         let group = stream.former_groups.is_empty().then_some(self.settings.group.as_str());
         let mut rebuild = Rebuild::new((stream.stream, stream.handover), group, &unknown);
-        self.scan(&route.letters, None, |scanned| {
+        self.scan(&route.letters, (!is_gone).then_some(TAIL_COUNT), |scanned| {
             scanned.letter.iter().for_each(|letter| rebuild.see(letter));
         })?;
-        let rebuilt = rebuild.finish();
-        if rebuilt.values().any(|position| position.next > Offset::default()) {
+        let told = rebuild.finish();
+        let is_behind = |(partition, told): (&Partition, &Position)| {
+            committed.get(partition).map_or(Offset::default(), |position| position.next) < told.next
+        };
+        if told.iter().any(is_behind) {
             let topic = &stream.topic;
-            tracing::warn!(topic, ?unknown, "the relay's position was gone, and is rebuilt from the letters");
+            tracing::warn!(
+                topic,
+                ?unknown,
+                "the relay's position was gone or behind, and is what the letters in the topic tell"
+            );
         }
-        known.extend(rebuilt);
+        known.extend(plan::later(committed, told));
         Ok(())
     }
 

@@ -16,7 +16,8 @@
 //! 4. *Read back.* Only when the committed position has that name the rows are marked. An error, or silence, leaves
 //!    the outcome unknown: the producer is dropped and we begin at 1, and then 3 finds what was committed.
 //!
-//! A position that is gone (Kafka forgets those of a group that nobody joins), or is of another incarnation of the
+//! A position that lags behind its letters (a torn transaction) is found by the letters at the topic's end. One
+//! that is gone (Kafka forgets those of a group that nobody joins), or is of another incarnation of the
 //! topic, or from before the stream was handed from one group to another, is rebuilt from the letters in the topic; and
 //! after a hand-over the former group's producers are fenced first.
 //!

@@ -40,8 +40,20 @@ pub fn advanced(
     next
 }
 
-/// The positions of partitions whose committed ones are gone, of another stream, or from before a hand-over, from the
-/// letters that are in the topic: after the last of each.
+/// Of each partition the later one of two positions. One that is too late costs only that more is looked up.
+#[must_use]
+pub fn later(mut positions: Positions, others: Positions) -> Positions {
+    for (partition, other) in others {
+        let position = positions.entry(partition).or_insert(other);
+        if position.next < other.next {
+            *position = other;
+        }
+    }
+    positions
+}
+
+/// What the letters that are in the topic tell of positions: after the last of each partition. For positions that are gone,
+/// of another stream, or from before a hand-over, and for such as a torn transaction left behind its letters.
 #[derive(Debug)]
 pub struct Rebuild<'a> {
     stream: (StreamId, i64),
@@ -121,6 +133,15 @@ mod tests {
             .collect();
         assert_eq!(plain, [(0, 8), (1, 9)]);
         assert!(after.values().all(|position| position.transaction == transaction));
+    }
+
+    #[test]
+    fn the_later_position_counts() {
+        let later = later(positions(&[(0, 5), (1, 9), (2, 0)]), positions(&[(0, 7), (1, 3), (2, 0), (3, 4)]));
+        let mut next: Vec<_> =
+            later.iter().map(|(partition, own)| (partition.0, own.next.as_i64())).collect();
+        next.sort_unstable();
+        assert_eq!(next, [(0, 7), (1, 9), (2, 0), (3, 4)]);
     }
 
     #[test]

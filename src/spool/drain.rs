@@ -188,8 +188,8 @@ impl<D: Disk> Spool<D> {
             failpoint::at("drain_before_move");
             self.disk.rename(&from, &to).doing("move", &from)?;
             failpoint::at("drain_after_move");
-            self.segments.pop_front();
-            self.drained.push_back(DrainedSegment { number, at_ms: now_ms, len_bytes });
+            let parts = self.segments.pop_front().map(|segment| segment.parts);
+            self.drained.push_back(DrainedSegment { number, at_ms: now_ms, len_bytes, parts });
             self.sync_names()?;
         }
         Ok(())

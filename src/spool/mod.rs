@@ -111,7 +111,7 @@ use crate::model::spool::{BatchNumber, Closing, SegmentNumber, SpoolStats};
 
 use self::disk::{Disk, LocalDisk};
 use self::error::Doing;
-use self::held::{Segment, add_range};
+use self::held::{Segment, SegmentPart, add_range};
 use self::layout::Layout;
 use self::write::Active;
 
@@ -169,11 +169,14 @@ pub struct SpoolLimits {
 }
 
 /// A segment that was drained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 struct DrainedSegment {
     number: SegmentNumber,
     at_ms: i64,
     len_bytes: u64,
+    /// What can be held again of it: nothing of one that is damaged, or older than such a one. `None`: it was drained by
+    /// an earlier process, and not looked into yet.
+    parts: Option<BTreeMap<StreamPartition, SegmentPart>>,
 }
 
 /// An open spool directory. Its lock is held until this is dropped.
@@ -227,6 +230,17 @@ impl<D: Disk> Spool<D> {
             for range in &part.ranges {
                 add_range(&mut by_key, *key, &part.topic, *range);
             }
+        }
+        by_key.into_values().collect()
+    }
+
+    /// The ranges of drained segments that are kept, by partition: what [`Spool::restore`] can hold again, as far as it was
+    /// [looked into](Spool::look_into_drained).
+    #[must_use]
+    pub fn drained(&self) -> Vec<PartitionRanges> {
+        let mut by_key = BTreeMap::new();
+        for (key, part) in self.drained.iter().filter_map(|segment| segment.parts.as_ref()).flatten() {
+            part.ranges.iter().for_each(|range| add_range(&mut by_key, *key, &part.topic, *range));
         }
         by_key.into_values().collect()
     }

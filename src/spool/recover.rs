@@ -167,7 +167,9 @@ impl<D: Disk> Spool<D> {
         self.next_segment = known.last().map_or(SegmentNumber(1), |number| number.next());
         for (name, entry) in drained {
             if let Name::Drained(number, at_ms) = name {
-                self.drained.push_back(DrainedSegment { number, at_ms, len_bytes: entry.len_bytes });
+                let len_bytes = entry.len_bytes;
+                let parts = (len_bytes == 0).then(BTreeMap::new);
+                self.drained.push_back(DrainedSegment { number, at_ms, len_bytes, parts });
             }
         }
         for (name, entry) in in_quarantine {

@@ -1,5 +1,7 @@
 //! Holding drained segments again, when PostgreSQL has lost what it got from them.
 
+use std::collections::BTreeMap;
+
 use crate::model::position::{Offset, StreamPartition};
 
 use super::disk::Disk;
@@ -8,7 +10,28 @@ use super::held::Segment;
 use super::scan::SegmentScan;
 use super::{DrainedSegment, Spool};
 
+impl DrainedSegment {
+    /// Whether it has, or may have, records of `key` behind `position`.
+    fn reaches_behind(&self, key: StreamPartition, position: Offset) -> bool {
+        self.parts
+            .as_ref()
+            .is_none_or(|parts| parts.get(&key).is_some_and(|part| !part.is_drained(Some(&position))))
+    }
+}
+
 impl<D: Disk> Spool<D> {
+    /// Looks into the newest drained segment of an earlier process that was not looked into yet. Returns whether there was
+    /// one: then there may be more. Reads the whole file.
+    ///
+    /// # Errors
+    /// [`SpoolError::Failed`]; the same one is looked into by another call.
+    pub fn look_into_drained(&mut self) -> Result<bool, SpoolError> {
+        match self.drained.iter().rposition(|segment| segment.parts.is_none()) {
+            Some(index) => self.scan_drained(index).map(|_scan| true),
+            None => Ok(false),
+        }
+    }
+
     /// Holds drained segments again that have records of `key` behind `position`, and with them all that were drained
     /// after the oldest of those. Returns whether there are any.
     ///
@@ -18,33 +41,43 @@ impl<D: Disk> Spool<D> {
     /// # Errors
     /// [`SpoolError::Failed`]; what was moved until then is held, and the rest is moved by another call.
     pub fn restore(&mut self, key: StreamPartition, position: Offset) -> Result<bool, SpoolError> {
-        let mut scans = Vec::with_capacity(self.drained.len());
-        let mut wanted_count = 0;
-        // An emptied segment, and what was drained before it, is no more.
-        for segment in self.drained.iter().rev().take_while(|segment| segment.len_bytes > 0) {
-            let path = self.layout.drained_segment(segment.number, segment.at_ms);
-            let scan = self.scan(segment.number, &path)?;
-            if scan.damage_count > 0 {
-                tracing::error!(path = %path.display(), "a drained segment of the spool is damaged, and not held again");
-                break;
-            }
-            let is_wanted = |scan: &SegmentScan| {
-                scan.whole_lines(0).any(|line| line.key == key && line.range.end() > position)
-            };
+        self.note_position(key, position);
+        let oldest = self.drained.iter().position(|segment| segment.reaches_behind(key, position));
+        let (mut scans, mut wanted_count) = (Vec::new(), 0);
+        for index in (oldest.unwrap_or(self.drained.len())..self.drained.len()).rev() {
+            let Some(scan) = self.scan_drained(index)? else { break };
             scans.push(scan);
-            if scans.last().is_some_and(is_wanted) {
+            if self.drained.get(index).is_some_and(|segment| segment.reaches_behind(key, position)) {
                 wanted_count = scans.len();
             }
         }
         for scan in scans.into_iter().take(wanted_count) {
-            let Some(DrainedSegment { number, at_ms, .. }) = self.drained.back().copied() else { break };
-            let (from, to) = (self.layout.drained_segment(number, at_ms), self.layout.segment(number));
+            let Some(DrainedSegment { number, at_ms, .. }) = self.drained.back() else { break };
+            let (from, to) = (self.layout.drained_segment(*number, *at_ms), self.layout.segment(*number));
             self.disk.rename(&from, &to).doing("move back", &from)?;
             self.drained.pop_back();
             self.segments.push_front(Segment::of(&scan, scan.end(), scan.len_bytes));
         }
-        self.note_position(key, position);
-        self.sync_names()?;
+        if wanted_count > 0 {
+            self.sync_names()?;
+        }
         Ok(wanted_count > 0)
+    }
+
+    /// Reads a drained segment, and notes what it has. `None`: it is damaged, and of it and of those before it nothing can
+    /// be held again, as what is held has no hole.
+    fn scan_drained(&mut self, index: usize) -> Result<Option<SegmentScan>, SpoolError> {
+        let Some(segment) = self.drained.get(index) else { return Ok(None) };
+        let path = self.layout.drained_segment(segment.number, segment.at_ms);
+        let scan = self.scan(segment.number, &path)?;
+        if scan.damage_count > 0 {
+            tracing::error!(path = %path.display(), "a drained segment of the spool is damaged; it, and those before it, can't be held again");
+            self.drained.iter_mut().take(index + 1).for_each(|segment| segment.parts = Some(BTreeMap::new()));
+            return Ok(None);
+        }
+        if let Some(segment) = self.drained.get_mut(index) {
+            segment.parts = Some(Segment::of(&scan, scan.end(), scan.len_bytes).parts);
+        }
+        Ok(Some(scan))
     }
 }

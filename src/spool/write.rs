@@ -133,11 +133,12 @@ impl<D: Disk> Spool<D> {
     fn remove_oldest_drained(&mut self) -> Result<u64, SpoolError> {
         let is_only_one = self.drained.len() == 1;
         let Some(oldest) = self.drained.front_mut() else { return Ok(0) };
-        let DrainedSegment { number, at_ms, len_bytes } = *oldest;
+        let DrainedSegment { number, at_ms, len_bytes, .. } = *oldest;
         let path = self.layout.drained_segment(number, at_ms);
         if is_only_one {
             self.disk.empty(&path).doing("empty", &path)?;
             oldest.len_bytes = 0;
+            oldest.parts = Some(BTreeMap::new());
         } else {
             self.disk.remove(&path).doing("remove", &path)?;
             self.drained.pop_front();

@@ -345,6 +345,46 @@ fn marks_and_positions_that_were_lost_bring_no_letter_twice() {
 }
 
 #[test]
+fn a_position_behind_its_letters_brings_no_letter_twice() {
+    let scene = Scene::new("relaytorn", 3);
+    scene.produce(&FEW, 0, 5_000);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(5_000, Duration::from_secs(60));
+    wait_until_relayed(&scene, Duration::from_secs(30));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    // What a torn transaction leaves: letters, no position behind them, and rows without a mark.
+    let group: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", scene.stack.brokers())
+        .set("group.id", format!("{}.dlq", scene.name))
+        .create()
+        .unwrap();
+    let mut positions = TopicPartitionList::new();
+    for partition in 0..3 {
+        positions.add_partition(&scene.topic, partition);
+    }
+    let positions = group.committed_offsets(positions, Duration::from_secs(10)).unwrap();
+    for partition in 0..3 {
+        let mut element = positions.find_partition(&scene.topic, partition).unwrap();
+        let Offset::Offset(next) = element.offset() else { panic!("{:?}", element.offset()) };
+        let behind = next * 2 / 3;
+        element.set_offset(Offset::Offset(behind)).unwrap();
+        let lost = scene.number(&format!(
+            "WITH lost AS (UPDATE audit_events.dead_letters SET relayed_at = NULL, relay_partition = NULL, relay_offset = NULL \
+              WHERE source_partition = {partition} AND source_offset >= {behind} RETURNING 1) SELECT count(*) FROM lost"
+        ));
+        assert!(lost > 0);
+    }
+    group.commit(&positions, rdkafka::consumer::CommitMode::Sync).unwrap();
+    drop(group);
+    let mut daemon = scene.daemon();
+    wait_until_relayed(&scene, Duration::from_secs(30));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    let (letter_count, _) = check_one_to_one(&scene);
+    assert_eq!(u64::try_from(letter_count).unwrap(), FEW.totals(5_000).dead_letters);
+    assert!(daemon.log_text().contains("gone or behind"));
+}
+
+#[test]
 fn a_topic_that_takes_less_gets_a_part_with_hash_and_pointer() {
     const LIMIT: usize = 20_000;
     let scene = Scene::new("relaysize", 1).set("DLQ_BREAKER_SHARE", "100");

@@ -190,16 +190,30 @@ fn what_was_spooled_of_a_topic_that_is_created_again_stays_with_the_old_one() {
     assert_eq!(scene.sql(by_stream), "1500 3000");
 }
 
+/// Copies the database as it is, so often: standbys that lag.
+fn copy_database(stack: &Stack, scene: &Scene, count: u32) {
+    for index in 0..count {
+        let sql = format!("CREATE DATABASE {0}_{index} OWNER audit TEMPLATE {0}", scene.name);
+        stack.psql("postgres", &sql);
+    }
+}
+
+/// The database is gone, and copy `index` is in its place.
+fn fail_over(stack: &Stack, scene: &Scene, index: u32) {
+    stack.psql("postgres", &format!("DROP DATABASE {} WITH (FORCE)", scene.name));
+    stack.psql("postgres", &format!("ALTER DATABASE {0}_{index} RENAME TO {0}", scene.name));
+}
+
 #[test]
-fn what_a_failover_takes_back_is_drained_once_more() {
+fn what_failovers_take_back_is_drained_once_more_each_time() {
     let stack = Stack::private();
     let (scene, dir) = scene(&stack, "takenback", 2);
+    let scene = scene.set("GAP_WAIT_MS", "12000");
     scene.produce(&PLAN, 0, 1_000);
     let mut daemon = scene.daemon();
     scene.wait_until_read(1_000, Duration::from_secs(60));
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
-    let older = format!("{}_older", scene.name);
-    stack.psql("postgres", &format!("CREATE DATABASE {older} OWNER audit TEMPLATE {}", scene.name));
+    copy_database(&stack, &scene, 3);
     daemon = scene.daemon();
     wait_until(&daemon, "live", 2);
     stack.run(&["stop", "postgres", "immediate"]);
@@ -214,13 +228,58 @@ fn what_a_failover_takes_back_is_drained_once_more() {
     for partition in 0..2 {
         scene.delete_records(partition, -1);
     }
-    stack.psql("postgres", &format!("DROP DATABASE {} WITH (FORCE)", scene.name));
-    stack.psql("postgres", &format!("ALTER DATABASE {older} RENAME TO {}", scene.name));
+    fail_over(&stack, &scene, 0);
     let mut daemon = scene.daemon();
-    scene.wait_until_read(4_000, Duration::from_secs(120));
-    wait_until(&daemon, "live", 2);
-    check_drained(&scene, &daemon, &dir);
+    // Then under its eyes, to the same position each time.
+    for next in [Some(1), Some(2), None] {
+        scene.wait_until_read(4_000, Duration::from_secs(120));
+        wait_until(&daemon, "live", 2);
+        check_drained(&scene, &daemon, &dir);
+        next.iter().for_each(|index| fail_over(&stack, &scene, *index));
+    }
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    let report = scene.verify();
+    report.check(PLAN.totals(4_000));
+    assert_eq!((report.total("absent"), report.total("gaps")), (0, 0));
+}
+
+#[test]
+fn what_a_stray_has_stored_and_a_failover_takes_back_is_stored_once_more() {
+    let stack = Stack::private();
+    let (scene, dir) = scene(&stack, "straylost", 1);
+    scene.produce(&PLAN, 0, 1_000);
+    let mut first = scene.daemon();
+    scene.wait_until_read(1_000, Duration::from_secs(60));
+    assert!(first.terminate(Duration::from_secs(15)).0.success());
+    copy_database(&stack, &scene, 2);
+    first = scene.daemon();
+    wait_until(&first, "live", 1);
+    stack.run(&["stop", "postgres", "immediate"]);
+    scene.produce(&PLAN, 1_000, 4_000);
+    wait_until(&first, "spooling", 1);
+    wait_for("the spool holds what came", Duration::from_secs(60), || held_count(&scene, &dir) >= 3_000);
+    first.kill();
+    scene.delete_records(0, -1);
+    stack.run(&["start", "postgres"]);
+    // The partition is another instance's, which has nothing of it.
+    let mut second = scene.daemon_with(&[("SPOOL_DIR", "off"), ("GAP_WAIT_MS", "25000")]);
+    second.wait_for_hold("records_deleted");
+    let mut first = scene.daemon();
+    scene.wait_until_read(4_000, Duration::from_secs(60));
+    check_drained(&scene, &first, &dir);
+    fail_over(&stack, &scene, 0);
+    scene.wait_until_read(4_000, Duration::from_secs(120));
+    assert_eq!(scene.number("SELECT count(*) FROM audit_events.offset_gaps"), 0);
+    wait_for("the owner goes on", Duration::from_secs(30), || second.partition_count() == 1);
+    assert_eq!(first.partition_count(), 0);
+    check_drained(&scene, &first, &dir);
+    // And by hand, when no daemon runs.
+    for daemon in [&mut first, &mut second] {
+        assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    }
+    fail_over(&stack, &scene, 1);
+    let drained = scene.command(&["spool", "drain", "--json", "--dir", dir.to_str().unwrap()]);
+    assert_eq!(drained.status.code(), Some(0), "{drained:?}");
     let report = scene.verify();
     report.check(PLAN.totals(4_000));
     assert_eq!((report.total("absent"), report.total("gaps")), (0, 0));

@@ -36,15 +36,18 @@ pub enum Mutant {
     NothingLookedUp,
     /// Each relay has a `transactional.id` of its own.
     NothingFenced,
+    /// A committed position is believed, whatever letters stand behind it.
+    PositionBelieved,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::PositionBeforeInit,
         Self::MarkByBelief,
         Self::BelowIsSent,
         Self::NothingLookedUp,
         Self::NothingFenced,
+        Self::PositionBelieved,
     ];
 }
 
@@ -52,12 +55,7 @@ impl Mutant {
 pub struct Relaying {
     pub letters: u8,
     pub faults: u8,
-    /// Whether a transaction may be torn.
-    pub has_tears: bool,
     pub mutant: Option<Mutant>,
-    /// Whether the position is never taken to be before what the letters in the topic tell, found or not: a proposal,
-    /// not the code.
-    pub is_repaired: bool,
 }
 
 /// How far a relay is with a round.
@@ -195,21 +193,25 @@ impl Relaying {
         self.mutant == Some(mutant)
     }
 
-    /// The position, or where it is gone what the letters in the topic tell: `relay/letters.rs: learn_positions`.
+    /// The position, or what the letters in the topic tell where it is gone or behind: `relay/letters.rs:
+    /// learn_positions`.
     fn position(&self, state: &State, notes: &mut Notes) -> u8 {
         let committed = state.position.map(|(next, _)| next);
-        if let Some(next) = committed.filter(|_| !self.is_repaired) {
+        if let Some(next) = committed.filter(|_| self.is(Mutant::PositionBelieved)) {
             return next;
         }
         let mut rebuild = Rebuild::new((KEY.stream, 0), Some("g"), &[KEY.partition]);
         for id in ids(state.visible()) {
             rebuild.see(&LetterName { id, group: "g".into() });
         }
-        let next = next_of(&rebuild.finish());
-        if next > 0 && committed.is_none() {
+        let told = rebuild.finish();
+        if next_of(&told) > 0 && committed.is_none() {
             notes.note("a lost position was rebuilt from the letters");
         }
-        committed.unwrap_or(0).max(next)
+        if committed.is_some_and(|next| next < next_of(&told)) {
+            notes.note("a position was behind its letters");
+        }
+        next_of(&plan::later(committed.map(positions).unwrap_or_default(), told))
     }
 
     /// `relay/letters.rs: relay_with`: what of the rows is in the topic already.
@@ -434,6 +436,7 @@ impl Protocol for Relaying {
             "a letter was found in the topic by its id",
             "a letter below the position was not there, and is sent",
             "a lost position was rebuilt from the letters",
+            "a position was behind its letters",
             "a transaction was not proved by reading it back",
             "a commit without an answer was done",
             "a failover took marks back",

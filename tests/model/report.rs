@@ -33,21 +33,19 @@ pub fn run(name: &str, faults: u8, seen: &Seen) {
         "violations": usize::from(seen.finding.is_some()),
         "occurrences": seen.notes.iter().collect::<BTreeMap<_, _>>(),
     });
-    // A proposal is no run of the protocol as it is.
-    let kind = if name.starts_with("proposal") { "proposals" } else { "runs" };
-    write(kind, name, entry);
+    write("runs", name, entry);
 }
 
-/// A mutant, or a limit that is known, which must be found.
-pub fn found(kind: &'static str, name: &str, seen: &Seen) {
+/// A mutant, which must be found.
+pub fn found(name: &str, seen: &Seen) {
     let property = seen.finding.as_ref().map(|finding| finding.property);
-    println!("{kind} {name}: {}", property.unwrap_or("SURVIVED"));
+    println!("mutant {name}: {}", property.unwrap_or("SURVIVED"));
     seen.finding.iter().for_each(tell);
     let entry = json!({
         "killed": property.is_some(), "property": property, "states": seen.state_count,
         "path_length": seen.finding.as_ref().map(|finding| finding.path.len()), "seconds": seconds(seen),
     });
-    write(kind, name, entry);
+    write("mutants", name, entry);
 }
 
 /// The way to a state that must not be, for people.
@@ -78,8 +76,7 @@ fn write(kind: &'static str, name: &str, entry: Value) {
         "faults": numbers("faults").max(),
         "seconds": runs.values().filter_map(|run| run.get("seconds")?.as_f64()).sum::<f64>(),
         "violations": numbers("violations").sum::<u64>(),
-        "runs": runs, "mutants": of_kind("mutants"), "limits": of_kind("limits"),
-        "proposals": of_kind("proposals"),
+        "runs": runs, "mutants": of_kind("mutants"),
     });
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/reports");
     std::fs::create_dir_all(&directory).expect("a directory for reports");

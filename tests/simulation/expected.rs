@@ -1,4 +1,47 @@
 //! What must have happened, and how often at least, in as many seeds as CI runs: a fault that never strikes, or a state
 //! that is never reached, proves nothing.
 
-pub(crate) const OCCURRENCES: &[(&str, u64)] = &[];
+pub(crate) const OCCURRENCES: &[(&str, u64)] = &[
+    // Faults.
+    ("kill", 1000),
+    ("power_off", 1000),
+    ("terminate", 1000),
+    ("freeze", 1000),
+    ("zombie", 50),
+    ("database_down", 1000),
+    ("database_silent", 1000),
+    ("database_read_only", 1000),
+    ("database_misconfigured", 1000),
+    ("database_restart", 1000),
+    ("failed_over", 1000),
+    ("kafka_away", 1000),
+    ("kafka_down", 1000),
+    ("rebalance", 1000),
+    ("retention", 1000),
+    ("disk_failed", 200),
+    ("disk_full", 1000),
+    ("lost_question", 1000),
+    ("lost_answer", 1000),
+    ("silence", 1000),
+    ("torn_commit", 1000),
+    ("contended", 1000),
+    ("statement_timeout", 1000),
+    // What they lead to.
+    ("commit_done_unheard", 1000),
+    ("transaction_left", 1000),
+    ("ended_blocker", 500),
+    ("ended_earlier_owner", 500),
+    ("refused_by_epoch", 10),
+    ("batch_refused", 1000),
+    ("record_refused", 1000),
+    ("expelled", 500),
+    ("partitions_lost", 500),
+    ("out_of_range", 5),
+    ("spooled", 1000),
+    ("segment_drained", 1000),
+    ("acknowledged_checked", 100),
+    ("tail_cut", 1),
+    ("stored_by_stray", 20),
+    ("gap_declared", 50),
+    ("start_failed", 10),
+];

@@ -299,7 +299,7 @@ impl Fleet {
         }
     }
 
-    fn thaw(&mut self, index: u8) {
+    pub(crate) fn thaw(&mut self, index: u8) {
         let place = &mut self.places[usize::from(index)];
         place.thaw_at = None;
         if let Some(running) = &place.running {

@@ -46,7 +46,9 @@ impl MachineDisk {
         if let Err(error) = &outcome
             && error.raw_os_error().is_some()
         {
-            lock(&self.world.machines)[usize::from(self.process.index)].has_failed = true;
+            // A full disk loses nothing.
+            lock(&self.world.machines)[usize::from(self.process.index)].has_failed |=
+                error.raw_os_error() == Some(5);
             self.world.note(
                 self.process.who(),
                 "disk_failed",

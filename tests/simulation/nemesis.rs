@@ -158,6 +158,7 @@ impl Nemesis {
             }
             Fault::Terminate(process, after) => self.fleet.terminate(process, after).await,
             Fault::Freeze(process, lasts) => self.fleet.freeze(process, lasts),
+            Fault::Zombie(process, most) => self.make_zombie(process, most).await,
             Fault::DatabaseDown(lasts) => self.strike_database(ServerMode::Refusing, lasts),
             Fault::DatabaseSilent(lasts) => self.strike_database(ServerMode::Silent, lasts),
             Fault::DatabaseReadOnly(lasts) => self.strike_database(ServerMode::ReadOnly, lasts),
@@ -197,6 +198,34 @@ impl Nemesis {
                 self.heal_after(lasts, Heal::Disk(process));
             }
         }
+    }
+
+    /// Freezes a process with a batch under way, perhaps, until another has claimed its partitions.
+    async fn make_zombie(&mut self, process: u8, most: Duration) {
+        let world = Arc::clone(&self.world);
+        let end = Instant::now() + most;
+        for partition in 0..world.plan.partition_count {
+            self.produce(partition, 3);
+        }
+        sleep(Duration::from_millis(world.below(60))).await;
+        let is_its = |owner: &Option<(u8, u32)>| owner.is_some_and(|(owner, _)| owner == process);
+        let before = lock(&world.database).granted.clone();
+        self.fleet.freeze(process, most);
+        self.cut_off(process, most);
+        while Instant::now() < end && !world.is_violated() {
+            let changed = world.database_changed.notified();
+            let now = lock(&world.database).granted.clone();
+            let is_taken = before.iter().zip(&now).any(|(before, now)| is_its(before) && !is_its(now));
+            if is_taken {
+                world.note(Who(process), "zombie", &[]);
+                break;
+            }
+            self.heal(Instant::now());
+            self.fleet.step();
+            // A grant lets locks go.
+            drop(tokio::time::timeout(LOOK_INTERVAL, changed).await);
+        }
+        self.fleet.thaw(process);
     }
 
     fn strike_database(&mut self, mode: ServerMode, lasts: Duration) {
@@ -245,6 +274,7 @@ const fn name(fault: Fault) -> &'static str {
         Fault::PowerOff(..) => "power_off",
         Fault::Terminate(..) => "terminate",
         Fault::Freeze(..) => "freeze",
+        Fault::Zombie(..) => "freeze_until_claimed",
         Fault::DatabaseDown(_) => "database_down",
         Fault::DatabaseSilent(_) => "database_silent",
         Fault::DatabaseReadOnly(_) => "database_read_only",

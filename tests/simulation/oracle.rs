@@ -68,7 +68,11 @@ pub(crate) fn gap_is_right(world: &World, declarer: &Arc<Process>, partition: us
         let machine = &machines[index];
         let is_known = machine.well_since.is_some_and(|since| since.elapsed() >= PUBLISHED_AFTER);
         let is_own = usize::from(declarer.index) == index;
-        if machine.has_failed || !(is_own || is_known) {
+        let is_told =
+            lock(&world.database).tables.spool_ranges.get(&instance(index as u8)).is_some_and(|told| {
+                told.iter().any(|(of, held)| *of == key(partition) && ranges_overlap(*held, range))
+            });
+        if machine.has_failed || !(is_own || is_known || is_told) {
             continue;
         }
         // What was acknowledged once is kept for longer than any run lasts.
@@ -80,6 +84,10 @@ pub(crate) fn gap_is_right(world: &World, declarer: &Arc<Process>, partition: us
             return;
         }
     }
+}
+
+fn ranges_overlap(one: OffsetRange, other: OffsetRange) -> bool {
+    one.start() < other.end() && other.start() < one.end()
 }
 
 /// Whether every position stands at the end of its log.

@@ -34,6 +34,8 @@ pub(crate) enum Fault {
     Terminate(u8, Duration),
     /// It stands still for this long.
     Freeze(u8, Duration),
+    /// It stands still, cut off from Kafka, until another has claimed what it had, or for this long.
+    Zombie(u8, Duration),
     /// PostgreSQL refuses connections.
     DatabaseDown(Duration),
     /// PostgreSQL does not answer.
@@ -137,6 +139,11 @@ impl Plan {
         };
         plan.rates = rates(&mut rng);
         plan.faults = faults(&plan, &mut rng);
+        if rng.chance(300) {
+            only_copies(&mut plan, &mut rng);
+        }
+        plan.faults.sort_by_key(|(at, _)| *at);
+        plan.produced.sort_by_key(|(at, ..)| *at);
         plan
     }
 
@@ -174,11 +181,6 @@ fn rates(rng: &mut Rng) -> Rates {
 /// Some kinds of faults, each as often as it comes: what is always there hides what is rare.
 fn faults(plan: &Plan, rng: &mut Rng) -> Vec<(Duration, Fault)> {
     let mut kinds: Vec<u64> = (0..KIND_COUNT).filter(|_| rng.chance(300)).collect();
-    // A failover that loses commits, and records that Kafka has deleted meanwhile: not both, see `docs/RELIABILITY.md`.
-    if kinds.contains(&FAILOVER) && kinds.contains(&RETENTION) {
-        let other = if rng.chance(500) { FAILOVER } else { RETENTION };
-        kinds.retain(|kind| *kind != other);
-    }
     if kinds.is_empty() {
         kinds.push(rng.below(KIND_COUNT));
     }
@@ -188,12 +190,42 @@ fn faults(plan: &Plan, rng: &mut Rng) -> Vec<(Duration, Fault)> {
             (at, fault(rng.pick(&kinds), plan, rng))
         })
         .collect();
-    faults.sort_by_key(|(at, _)| *at);
+    if rng.chance(100) {
+        let at = Duration::from_millis(rng.below(plan.window.as_millis() as u64));
+        let process = rng.below(plan.process_count as u64) as u8;
+        faults.push((at, Fault::Zombie(process, Duration::from_secs(40))));
+    }
     faults
 }
 
-const FAILOVER: u64 = 9;
-const RETENTION: u64 = 13;
+/// An outage in which records come, and are deleted by Kafka while only spools hold them; then perhaps what has them
+/// goes away, or what was drained is lost again.
+fn only_copies(plan: &mut Plan, rng: &mut Rng) {
+    let mut now = Duration::from_secs(rng.between(5, 15));
+    let outage = Duration::from_secs(rng.between(12, 40));
+    let fault = if rng.chance(700) { Fault::DatabaseDown(outage) } else { Fault::DatabaseSilent(outage) };
+    plan.faults.push((now, fault));
+    for partition in 0..plan.partition_count {
+        let at = now + Duration::from_millis(rng.below(outage.as_millis() as u64));
+        plan.produced.push((at, partition, rng.between(3, 12)));
+    }
+    now += outage - Duration::from_secs(rng.between(0, 2));
+    for partition in 0..plan.partition_count as u8 {
+        plan.faults.push((now, Fault::Retention(partition, rng.pick(&[100, 100, 70]))));
+    }
+    let process = rng.below(plan.process_count as u64) as u8;
+    now += Duration::from_millis(rng.below(20_000));
+    match rng.below(4) {
+        0 => plan.faults.push((now, Fault::Kill(process, Duration::from_secs(rng.between(60, 250))))),
+        1 => plan.faults.push((now, Fault::PowerOff(process, Duration::from_secs(rng.between(1, 250))))),
+        _ => plan.faults.push((now, Fault::Rebalance)),
+    }
+    for _ in 0..rng.below(3) {
+        now += Duration::from_millis(rng.between(100, 60_000));
+        plan.faults.push((now, Fault::Failover(rng.below(12))));
+    }
+    plan.window = plan.window.max(now + Duration::from_secs(1));
+}
 
 fn fault(kind: u64, plan: &Plan, rng: &mut Rng) -> Fault {
     let process = rng.below(plan.process_count as u64) as u8;
@@ -211,11 +243,11 @@ fn fault(kind: u64, plan: &Plan, rng: &mut Rng) -> Fault {
         6 => Fault::DatabaseReadOnly(last(60)),
         7 => Fault::DatabaseMisconfigured(last(20)),
         8 => Fault::DatabaseRestart,
-        FAILOVER => Fault::Failover(rng.below(12)),
+        9 => Fault::Failover(rng.below(12)),
         10 => Fault::KafkaAway(process, last(40)),
         11 => Fault::KafkaDown(last(20)),
         12 => Fault::Rebalance,
-        RETENTION => Fault::Retention(rng.below(plan.partition_count as u64) as u8, rng.between(20, 100)),
+        13 => Fault::Retention(rng.below(plan.partition_count as u64) as u8, rng.between(20, 100)),
         14 => {
             let lasts = last(20);
             Fault::DiskFails(process, rng.below(30), lasts)

@@ -207,7 +207,8 @@ impl SimSession {
             database.sort(&kafka, batch, path)
         };
         if let Err(error) = self.refuse(batch).and(sorted.map(drop)) {
-            world.note(who, "refused", &[batch.entries().len() as i64]);
+            let name = if batch.entries().len() > 1 { "batch_refused" } else { "record_refused" };
+            world.note(who, name, &[batch.entries().len() as i64]);
             if let StoreError::Broken(text) = &error {
                 world.violate("no record is stored twice, or other than it was read", text.clone());
             }

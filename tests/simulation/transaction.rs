@@ -121,7 +121,8 @@ fn done(world: &World, commit: &Commit) -> Result<CommitOutcome, StoreError> {
     };
     let numbers: Vec<i64> =
         batch.parts().iter().flat_map(|part| [part.start.as_i64(), part.end.as_i64()]).collect();
-    world.note(crate::trace::Who::WORLD, "committed", &numbers);
+    let name = if by.is_some() { "committed" } else { "stored_by_stray" };
+    world.note(crate::trace::Who::WORLD, name, &numbers);
     match parts {
         Ok(parts) => Ok(CommitOutcome::Committed { path: *path, parts }),
         Err(error) => {

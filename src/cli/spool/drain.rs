@@ -1,7 +1,8 @@
 //! `spool drain`: what a spool holds goes to PostgreSQL, without a daemon.
 //!
 //! 1. Take the directory's lock, and recover it as a daemon would.
-//! 2. Publish what it holds, so that nobody declares a gap over it meanwhile.
+//! 2. Hold again what was drained before and PostgreSQL has lost since, by a failover. Publish what is held, so that
+//!    nobody declares a gap over it meanwhile.
 //! 3. Store it from PostgreSQL's positions on, pass by pass, as long as a pass stores something.
 //! 4. With `--fill-gap`: store what lies in declared gaps, from every file of the directory.
 //! 5. Let go what PostgreSQL has, publish what is left, and say what that is.
@@ -130,13 +131,14 @@ struct Drain {
 impl Drain {
     async fn run(&self, args: &DrainArgs, recovery: &Recovery, done: &mut Done) -> anyhow::Result<()> {
         let mut session = self.store.connect(SessionPurpose::Operator).await?;
-        self.publish(&mut session).await?;
         let mut strays = Strays::new(
             Arc::clone(&self.spool),
             self.store.clone(),
             self.settings.clone(),
             self.traces.clone(),
         );
+        self.hold_again(&mut strays).await?;
+        self.publish(&mut session).await?;
         for held in self.with_spool(|spool| spool.held()) {
             done.topics.insert(held.key, held.topic);
         }
@@ -160,6 +162,18 @@ impl Drain {
 
     fn with_spool<T>(&self, work: impl FnOnce(&mut Spool) -> T) -> T {
         tokio::task::block_in_place(|| work(&mut self.spool.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Holds drained records again that lie behind PostgreSQL's position.
+    async fn hold_again(&self, strays: &mut Strays) -> anyhow::Result<()> {
+        while self.with_spool(|spool| spool.look_into_drained())? {}
+        let keys = self.with_spool(|spool| spool.drained()).iter().map(|drained| drained.key).collect();
+        for (key, (_, position)) in strays.positions(&keys).await? {
+            if self.with_spool(|spool| spool.restore(key, position))? {
+                tracing::warn!(partition = %key, %position, "postgresql has lost what was drained before; it is drained once more");
+            }
+        }
+        Ok(())
     }
 
     async fn publish(&self, session: &mut Session) -> anyhow::Result<()> {

@@ -1,9 +1,12 @@
 //! What the spool holds, as the loop knows it: where PostgreSQL is, which batches may go, and what others are told.
 
+use std::time::Instant;
+
+use super::UNREADABLE_HOLD;
 use crate::model::position::{Offset, OffsetRange, StreamPartition};
 use crate::model::spool::ranges;
 use crate::observe::board::OwnedPartition;
-use crate::pipeline::spooler::with_spool;
+use crate::pipeline::spooler::{SharedSpool, with_spool};
 use crate::pipeline::{Pipeline, RELEASE_TIMEOUT};
 use crate::spool::disk::Disk;
 use crate::spool::{PartitionRanges, joined};
@@ -13,9 +16,10 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
     /// Brings what is known of the spool up to date, before offers are placed.
     pub(in crate::pipeline) async fn refresh_held(&mut self) {
         let Some(outage) = &mut self.outage else { return };
-        let seen = with_spool(&outage.spool, |spool| (spool.held(), spool.stats())).await;
-        let Some((held, stats)) = seen else { return };
+        let seen = with_spool(&outage.spool, |spool| (spool.held(), spool.drained(), spool.stats())).await;
+        let Some((held, drained, stats)) = seen else { return };
         outage.held = held.into_iter().map(|ranges| (ranges.key, ranges)).collect();
+        outage.drained = drained;
         self.board.lock().spool.stats = stats;
     }
 
@@ -63,26 +67,26 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
     }
 
     /// Holds again what was drained behind `position`, which PostgreSQL has lost and Kafka has no more. Whether there is
-    /// such; looked for once at each position.
+    /// such.
     pub(in crate::pipeline) async fn restore(&mut self, key: StreamPartition, position: Offset) -> bool {
-        let Some(outage) = &mut self.outage else { return false };
-        if outage.restored_at.insert(key, position) == Some(position) {
-            return false;
-        }
-        let restored = with_spool(&outage.spool, move |spool| spool.restore(key, position)).await;
+        let Some(outage) = &self.outage else { return false };
+        let is_restored = restore(&outage.spool, key, position).await;
         self.refresh_held().await;
-        match restored {
-            Some(Ok(true)) => {
-                tracing::warn!(partition = %key, %position, "postgresql has lost what was drained; the spool holds it again");
-                true
-            }
-            Some(Ok(false)) | None => false,
+        is_restored
+    }
+
+    /// Looks into one drained segment of an earlier process, of which nobody knows yet what it keeps.
+    pub(super) async fn look_into_drained(&mut self, now: Instant) {
+        let Some(outage) = &mut self.outage else { return };
+        if outage.look_into_at.is_none_or(|at| now < at) {
+            return;
+        }
+        match with_spool(&outage.spool, |spool| spool.look_into_drained()).await {
+            Some(Ok(true)) | None => {}
+            Some(Ok(false)) => outage.look_into_at = None,
             Some(Err(error)) => {
-                tracing::warn!(partition = %key, %error, "drained segments of the spool were not looked through; it is tried again");
-                if let Some(outage) = &mut self.outage {
-                    outage.restored_at.remove(&key);
-                }
-                false
+                tracing::warn!(%error, "a drained segment of the spool was not looked into; it is tried again");
+                outage.look_into_at = Some(now + UNREADABLE_HOLD);
             }
         }
     }
@@ -122,11 +126,12 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         self.refresh_held().await;
     }
 
-    /// Writes what the spool holds to `spool_ranges`, when that has changed.
+    /// Writes to `spool_ranges` what the spool holds, and what it keeps of drained records that PostgreSQL lacks, when that
+    /// has changed.
     pub(in crate::pipeline) async fn publish_ranges(&mut self) {
         let Some(outage) = &self.outage else { return };
-        let held: Vec<PartitionRanges> = outage.held.values().cloned().collect();
-        let ranges = joined(&held);
+        let told: Vec<PartitionRanges> = outage.held.values().chain(&outage.lacking).cloned().collect();
+        let ranges = joined(&told);
         if outage.published.as_ref() == Some(&ranges) {
             return;
         }
@@ -142,6 +147,21 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
                 }
             }
             Err(error) => tracing::debug!(%error, "the spool's ranges were not published now"),
+        }
+    }
+}
+
+/// Has the spool hold again what was drained of `key` behind `position`. Whether there is such.
+pub(super) async fn restore<D: Disk>(spool: &SharedSpool<D>, key: StreamPartition, position: Offset) -> bool {
+    match with_spool(spool, move |spool| spool.restore(key, position)).await {
+        Some(Ok(true)) => {
+            tracing::warn!(partition = %key, %position, "postgresql has lost what was drained; the spool holds it again");
+            true
+        }
+        Some(Ok(false)) | None => false,
+        Some(Err(error)) => {
+            tracing::warn!(partition = %key, %error, "drained segments of the spool were not held again; it is tried again");
+            false
         }
     }
 }

@@ -7,6 +7,7 @@
 //! | that overlaps a declared gap | set aside first, whatever the position says: it was taken for lost |
 //! | of others, that Kafka still has | waits; its owner reads it from Kafka, and the position passes it |
 //! | of others, that Kafka has no more | stored from here, see [`crate::pipeline::strays`] |
+//! | drained, of others, behind a position that a failover took back | told in `spool_ranges`; held again where Kafka has it no more, then the same |
 //! | of a stream without a position in this database | kept: a claim, or an operator, makes its position |
 //!
 //! A topic that was created again changes nothing for the old stream's records: they have its position.
@@ -15,11 +16,13 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::holdings::restore;
 use super::{Outage, TRIM_INTERVAL};
 use crate::model::position::{Epoch, Offset, OffsetRange, Partition, StreamPartition, TopicPartition};
 use crate::model::spool::ranges;
 use crate::observe::Metrics;
 use crate::observe::board::{DatabaseState, HoldCode};
+use crate::pipeline::spooler::SharedSpool;
 use crate::pipeline::strays::{PassReport, Sorting, Strays, overlap};
 use crate::pipeline::task::Task;
 use crate::pipeline::{Pipeline, RELEASE_TIMEOUT};
@@ -34,6 +37,8 @@ struct Candidate {
     key: StreamPartition,
     topic: Arc<str>,
     position: Offset,
+    /// It was drained before, and PostgreSQL has lost it.
+    is_drained: bool,
 }
 
 /// What PostgreSQL says of the partitions that the spool holds something of.
@@ -62,11 +67,14 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         }
         let Some(outage) = &self.outage else { return };
         let held: Vec<PartitionRanges> = outage.held.values().cloned().collect();
+        let keys: BTreeSet<StreamPartition> =
+            held.iter().chain(&outage.drained).map(|ranges| ranges.key).collect();
         let mut drained = Vec::new();
-        if !held.is_empty()
-            && let Some(seen) = self.look_up(&held).await
+        if !keys.is_empty()
+            && let Some(seen) = self.look_up(&held, &keys).await
         {
             self.say_gaps(&seen);
+            self.note_lacking(&seen);
             drained = self.drained_positions(&seen);
             self.start_strays(&held, seen, now);
         }
@@ -74,10 +82,10 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         self.publish_ranges().await;
     }
 
-    async fn look_up(&mut self, held: &[PartitionRanges]) -> Option<Seen> {
+    async fn look_up(&mut self, held: &[PartitionRanges], keys: &BTreeSet<StreamPartition>) -> Option<Seen> {
         let mut session = self.take_session().await?;
         let group = Arc::clone(self.settings.store.group());
-        match tokio::time::timeout(RELEASE_TIMEOUT, seen(&mut session, &group, held)).await {
+        match tokio::time::timeout(RELEASE_TIMEOUT, seen(&mut session, &group, (held, keys))).await {
             Ok(Ok(seen)) => {
                 self.session = Some(session);
                 return Some(seen);
@@ -105,6 +113,16 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         }
     }
 
+    /// Notes what was drained and lies behind the position all the same: a failover has taken it back.
+    fn note_lacking(&mut self, seen: &Seen) {
+        let Some(outage) = &mut self.outage else { return };
+        outage.lacking.clone_from(&outage.drained);
+        for drained in &mut outage.lacking {
+            let position = seen.positions.get(&drained.key);
+            drained.ranges.retain(|range| position.is_some_and(|position| range.end() > *position));
+        }
+    }
+
     /// Up to where batches may be dropped: not before those over a gap are set aside.
     fn drained_positions(&self, seen: &Seen) -> Vec<(StreamPartition, Offset)> {
         let Some(outage) = &self.outage else { return Vec::new() };
@@ -124,20 +142,22 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         let gaps: BTreeMap<_, _> =
             seen.gaps.into_iter().filter(|(key, gaps)| !outage.is_aside(key, gaps)).collect();
         // What is ours is not known yet for a moment.
-        let candidates: Vec<Candidate> = held
-            .iter()
-            .filter(|held| now >= outage.strays_from && !lanes.contains(&held.key))
-            .filter_map(|held| {
-                let position = seen.positions.get(&held.key).copied()?;
-                let topic = Arc::clone(&held.topic);
-                ranges::holds(&held.ranges, position).then_some(Candidate { key: held.key, topic, position })
-            })
-            .collect();
+        let is_stray = |ranges: &&PartitionRanges| now >= outage.strays_from && !lanes.contains(&ranges.key);
+        let candidate = |ranges: &PartitionRanges, is_drained| {
+            let (key, topic) = (ranges.key, Arc::clone(&ranges.topic));
+            let position = seen.positions.get(&key).copied()?;
+            ranges::holds(&ranges.ranges, position).then_some(Candidate { key, topic, position, is_drained })
+        };
+        let mut candidates: Vec<Candidate> =
+            held.iter().filter(is_stray).filter_map(|ranges| candidate(ranges, false)).collect();
+        let again = outage.lacking.iter().filter(is_stray).filter_map(|ranges| candidate(ranges, true));
+        candidates.extend(again);
         if gaps.is_empty() && candidates.is_empty() {
             return;
         }
         let settings = (Arc::new(self.settings.rules.clone()), self.settings.limits);
         let work = StrayWork {
+            spool: Arc::clone(&outage.spool),
             strays: Strays::new(
                 Arc::clone(&outage.spool),
                 self.settings.store.clone(),
@@ -165,8 +185,8 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
                     && hold.code != HoldCode::TopicRecreated
             })
         };
-        let held = outage.held.values().filter(|held| is_ours(&held.topic, held.key.partition));
-        lanes.extend(held.map(|held| held.key));
+        let known = outage.held.values().chain(&outage.drained);
+        lanes.extend(known.filter(|known| is_ours(&known.topic, known.key.partition)).map(|known| known.key));
         lanes
     }
 }
@@ -189,6 +209,7 @@ impl<D: Disk> Outage<D> {
 
 /// What one task does with strays.
 struct StrayWork<S: Store, D: Disk> {
+    spool: SharedSpool<D>,
     strays: Strays<S, D>,
     gaps: BTreeMap<StreamPartition, Vec<OffsetRange>>,
     candidates: Vec<Candidate>,
@@ -210,6 +231,11 @@ impl<S: Store, D: Disk> StrayWork<S, D> {
         if !self.candidates.is_empty() {
             let store = unreadable(&*self.source, &self.candidates).await;
             let sorting = Sorting { store, ..Sorting::default() };
+            for lost in self.candidates.iter().filter(|candidate| candidate.is_drained) {
+                if sorting.store.contains(&lost.key) {
+                    restore(&self.spool, lost.key, lost.position).await;
+                }
+            }
             if !sorting.is_empty() {
                 self.pass(&sorting).await;
             }
@@ -242,18 +268,18 @@ impl<S: Store, D: Disk> StrayWork<S, D> {
     }
 }
 
+/// The positions of `keys`, and the open gaps over what is held.
 async fn seen(
     session: &mut impl StoreSession,
     group: &str,
-    held: &[PartitionRanges],
+    (held, keys): (&[PartitionRanges], &BTreeSet<StreamPartition>),
 ) -> Result<Seen, StoreError> {
-    let keys: BTreeSet<StreamPartition> = held.iter().map(|held| held.key).collect();
     let claims: Vec<Claim> = keys.iter().map(|key| Claim { key: *key, epoch: Epoch(0) }).collect();
     let found = session.positions(group, &claims).await?;
     let mut seen = Seen::default();
     seen.positions.extend(found.into_iter().map(|(key, position)| (key, position.next)));
     let ranges = joined(held);
-    for (key, gap) in session.open_gaps(&keys).await? {
+    for (key, gap) in session.open_gaps(keys).await? {
         if ranges.iter().any(|(other, range)| *other == key && overlap(*range, gap)) {
             seen.gaps.entry(key).or_default().push(gap);
         }

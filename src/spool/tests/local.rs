@@ -177,6 +177,46 @@ fn drained_segments_are_held_again_from_the_oldest_that_is_wanted() {
 }
 
 #[test]
+fn what_can_be_held_again_is_told_after_a_restart_too_and_nothing_before_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = SpoolLimits { segment_len_bytes: 0, ..LIMITS };
+    let (mut spool, _) = open(directory.path(), limits).unwrap();
+    for index in 0..4 {
+        spool.append(&keyed(&[small_chunk(0, index * 5, 5)]), 1).unwrap();
+    }
+    spool.mark_drained(key(0), at(20), 1).unwrap();
+    let told = |spool: &Spool| -> Vec<(i64, i64)> {
+        let drained = spool.drained();
+        let ranges = drained.iter().flat_map(|drained| &drained.ranges);
+        ranges.map(|range| (range.start().as_i64(), range.end().as_i64())).collect()
+    };
+    assert_eq!(told(&spool), [(0, 20)]);
+    // Twice over, as often as a failover takes it back.
+    for _ in 0..2 {
+        assert!(spool.restore(key(0), at(12)).unwrap());
+        assert_eq!(told(&spool), [(0, 10)]);
+        assert_eq!(spool.held()[0].ranges[0].end(), at(20));
+        spool.mark_drained(key(0), at(20), 1).unwrap();
+        assert_eq!(told(&spool), [(0, 20)]);
+    }
+    drop(spool);
+    let (mut spool, _) = open(directory.path(), limits).unwrap();
+    assert_eq!(told(&spool), []);
+    assert!(spool.look_into_drained().unwrap());
+    assert_eq!(told(&spool), [(15, 20)], "one at a time, the newest first");
+    let second = directory.path().join("drained/segment-0000000000000002-drained-1.jsonl");
+    let mut bytes = fs::read(&second).unwrap();
+    let last = bytes.len() - 20;
+    bytes[last] ^= 1;
+    fs::write(&second, bytes).unwrap();
+    while spool.look_into_drained().unwrap() {}
+    assert_eq!(told(&spool), [(10, 20)]);
+    assert!(spool.restore(key(0), at(0)).unwrap());
+    assert_eq!(spool.held()[0].ranges[0].start(), at(10));
+    assert!(!spool.restore(key(0), at(0)).unwrap(), "what is damaged is not looked through again");
+}
+
+#[test]
 fn a_segment_that_is_taken_away_is_missed_when_reading_along() {
     let directory = tempfile::tempdir().unwrap();
     let limits = SpoolLimits { segment_len_bytes: 0, ..LIMITS };

@@ -46,9 +46,8 @@ impl Ingest {
         let of_kafka = Offsets::of(state.kafka.low[partition], self.records);
         state.instances.iter().fold(of_kafka, |all, instance| {
             let disk = &instance.disk;
-            let drained =
-                if self.drained_counts { disk.drained[partition].offsets() } else { Offsets::default() };
-            all.or(disk.held[partition].offsets()).or(disk.aside[partition]).or(drained)
+            let kept = disk.aside[partition].or(disk.drained[partition].offsets());
+            all.or(disk.held[partition].offsets()).or(kept)
         })
     }
 
@@ -117,17 +116,15 @@ impl Ingest {
         Some(())
     }
 
-    /// What must not be declared a gap: what Kafka has, what the declaring instance holds, and what PostgreSQL was told
-    /// that others hold.
+    /// What must not be declared a gap: what Kafka has, what the declaring instance holds, what PostgreSQL was told
+    /// that others hold, and what any keeps of what it drained.
     fn protected(&self, state: &State, At { instance, partition }: At) -> Offsets {
         let mut all = Offsets::of(state.kafka.low[partition], self.records);
         for (index, other) in state.instances.iter().enumerate() {
             let held = other.disk.held[partition].offsets();
             let told = state.database.published[index][partition];
             all = all.or(if index == instance { held } else { held.and(told) });
-            if self.drained_counts {
-                all = all.or(other.disk.drained[partition].offsets());
-            }
+            all = all.or(other.disk.drained[partition].offsets());
         }
         all
     }

@@ -26,9 +26,6 @@ impl Ingest {
             return self.restore(next, At { instance, partition }, position);
         }
         let drains = ranges::holds(&held, offset(position)) && !self.is(Mutant::LiveBeforeDrain);
-        if self.is_repaired {
-            next.instances[instance].restored_at[partition] = None;
-        }
         let work = if drains { Work::Draining } else { Work::Live };
         next.instances[instance].slots[partition] =
             Slot { work, epoch: claimed, position, read_to: position, ..Slot::default() };
@@ -36,7 +33,7 @@ impl Ingest {
     }
 
     /// `outage/holdings.rs: restore`: drained batches behind the position are held again, and all that were drained
-    /// after the oldest of those. Looked for once at each position.
+    /// after the oldest of those.
     pub(super) fn restore(
         &self,
         next: &mut State,
@@ -44,9 +41,6 @@ impl Ingest {
         position: u8,
     ) -> Option<()> {
         let own = &mut next.instances[instance];
-        if own.restored_at[partition].replace(position) == Some(position) {
-            return Some(());
-        }
         let drained = own.disk.drained[partition];
         let Some(oldest) = drained.iter().position(|(_, end)| end > position) else { return Some(()) };
         let mut held = Batches::default();

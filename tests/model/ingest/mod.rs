@@ -40,10 +40,14 @@ pub enum Mutant {
     NothingSetAside,
     /// What was drained is not kept.
     NothingKept,
+    /// What was drained and taken back is not told in `spool_ranges`.
+    DrainedNotTold,
+    /// It is held again by the partition's owner only.
+    StrayNotHeldAgain,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::NoCompareAndSet,
         Self::NoEpoch,
         Self::GapSkipped,
@@ -53,6 +57,8 @@ impl Mutant {
         Self::GapIgnoresSpools,
         Self::NothingSetAside,
         Self::NothingKept,
+        Self::DrainedNotTold,
+        Self::StrayNotHeldAgain,
     ];
 }
 
@@ -68,12 +74,6 @@ pub struct Ingest {
     pub faults: u8,
     pub faults_of: [u8; FAULTS],
     pub mutant: Option<Mutant>,
-    /// Whether what was drained counts as held when a gap is declared over it. It is not so in two cases that need
-    /// four faults, see `docs/RELIABILITY.md`.
-    pub drained_counts: bool,
-    /// Whether drained segments are looked through again after a claim, told in `spool_ranges`, and held again by
-    /// whoever has them, claim or not: a proposal, not the code.
-    pub is_repaired: bool,
 }
 
 /// An instance and a partition.
@@ -145,16 +145,7 @@ impl Action {
 impl Ingest {
     /// `faults` faults of any kind over one partition.
     pub const fn any(records: u8, faults: u8) -> Self {
-        Self {
-            partitions: 1,
-            records,
-            poison: 1,
-            faults,
-            faults_of: [faults; FAULTS],
-            mutant: None,
-            drained_counts: true,
-            is_repaired: false,
-        }
+        Self { partitions: 1, records, poison: 1, faults, faults_of: [faults; FAULTS], mutant: None }
     }
 
     pub const fn with(mut self, mutant: Mutant) -> Self {
@@ -297,6 +288,7 @@ impl Protocol for Ingest {
             "a dead letter was stored",
             "a spooled batch was trimmed",
             "a stray was stored",
+            "a stray was held again",
             "a gap was declared",
             "a gap was kept back by another's spool",
             "a batch over a gap was set aside",
@@ -337,6 +329,7 @@ impl Ingest {
             Action::StoreStray(at) => self.store_stray(next, at, notes),
             Action::RestoreStray(at) => {
                 let position = next.database.rows[at.partition].position;
+                notes.note("a stray was held again");
                 self.restore(next, at, position)
             }
             Action::FillGap(at) => self.fill_gap(next, at, notes),
@@ -366,7 +359,7 @@ fn code_of(action: &Action) -> &'static str {
         Action::SetAside(..) => "pipeline/strays.rs: set_aside",
         Action::Trim(..) => "outage/sorting.rs: drained_positions; spool/drain.rs: mark_drained",
         Action::StoreStray(..) => "outage/sorting.rs: start_strays; pipeline/strays.rs: pass",
-        Action::RestoreStray(..) => "none yet",
+        Action::RestoreStray(..) => "outage/sorting.rs: StrayWork::run; spool/restore.rs: restore",
         Action::FillGap(..) => "cli/spool/drain.rs: fill_gaps; store/gaps.rs: fill_gap",
         Action::Restart(..) => "app.rs; spool/recover.rs",
         Action::Replicate | Action::DatabaseReturns | Action::DatabaseFails | Action::FailOver => {

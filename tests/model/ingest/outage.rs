@@ -71,12 +71,17 @@ impl Ingest {
         Some(())
     }
 
-    /// What an instance writes to `spool_ranges`.
+    /// What an instance writes to `spool_ranges`: what is held, and what was drained and PostgreSQL lacks.
     pub(super) fn told(&self, state: &State, instance: usize, partition: usize) -> Offsets {
         let disk = &state.instances[instance].disk;
-        let drained = disk.drained[partition].offsets();
-        let held = disk.held[partition].offsets();
-        if self.is_repaired { held.or(drained) } else { held }
+        let mut told = disk.held[partition].offsets();
+        let position = state.database.rows[partition].position;
+        for (start, end) in disk.drained[partition].iter().filter(|(_, end)| *end > position) {
+            if !self.is(Mutant::DrainedNotTold) {
+                told = told.or(Offsets::of(start, end));
+            }
+        }
+        told
     }
 
     pub(super) fn set_aside(

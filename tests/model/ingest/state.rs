@@ -190,7 +190,6 @@ pub struct Instance {
     pub must_look: bool,
     pub slots: [Slot; PARTITIONS],
     pub last_known: [Option<u8>; PARTITIONS],
-    pub restored_at: [Option<u8>; PARTITIONS],
     /// A batch whose COMMIT was sent and never answered: the server may still do it, or not.
     pub late: [Sent; PARTITIONS],
     pub disk: Disk,
@@ -285,13 +284,9 @@ impl State {
     fn forget_useless(&mut self, partition: usize) {
         let may_spool = self.may_spool();
         let standby_position = self.standby.rows[partition].position;
-        let may_fail_over = self.may(Fault::Failover);
         for instance in &mut self.instances {
             // No failover takes the position back before them any more: `SPOOL_KEEP` is longer than a standby lags.
             instance.disk.drained[partition].retain(|_, end| end > standby_position);
-            if instance.disk.drained[partition].iter().next().is_none() && !may_fail_over {
-                instance.restored_at[partition] = None;
-            }
             if !may_spool {
                 instance.last_known[partition] = None;
             }

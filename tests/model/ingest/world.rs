@@ -139,7 +139,7 @@ impl Ingest {
         {
             actions.push(Action::StoreStray(at));
         }
-        if self.is_repaired
+        if !self.is(Mutant::StrayNotHeldAgain)
             && own.slots[partition].work == Work::NotOurs
             && own.disk.drained[partition].iter().any(|(_, end)| end > position)
             && state.kafka.low[partition] > position
@@ -158,9 +158,7 @@ impl Ingest {
             let held = self.told(state, index, partition);
             !other.is_up || (!other.is_spooling && state.database.published[index][partition] == held)
         });
-        have_told
-            && (own.restored_at[partition] == Some(position) || !has_drained)
-            && self.deleted_to(state, At { instance, partition }).is_some()
+        have_told && !has_drained && self.deleted_to(state, At { instance, partition }).is_some()
     }
 
     /// What the world may do.

@@ -70,7 +70,7 @@ impl Relaying {
             } else if state.left > 0 {
                 actions.push(Action::Stall(relay));
             }
-            let may_tear = self.has_tears && is_awaited && state.relays[relay].has_committed;
+            let may_tear = is_awaited && state.relays[relay].has_committed;
             if may_tear && state.left > 0 && !open.letters.is_empty() {
                 actions.push(Action::Tear(relay));
             }
