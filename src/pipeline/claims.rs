@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::lane::LaneControl;
-use super::{Pipeline, told_to_stop};
+use super::{Pipeline, RETOLD_AFTER, told_to_stop};
 use crate::failpoint;
 use crate::model::federated::FederatedSources;
 use crate::model::position::{Offset, TopicPartition};
@@ -128,6 +128,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
     async fn claim(&mut self, requests: &[ClaimRequest]) -> Result<Vec<ClaimAnswer>, StoreError> {
         let store = self.settings.store.clone();
         let (mut kept, sources) = (self.session.take(), &self.sources);
+        let (mut connected_at, clock) = (self.connected_at, self.clock.clone());
         let claimed = async {
             // A session that has gone stale while idle is found out here, and replaced once.
             if let Some(session) = &mut kept
@@ -135,6 +136,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             {
                 return Ok(answers);
             }
+            connected_at = clock.monotonic();
             let session = kept.insert(store.connect(SessionPurpose::Claim).await?);
             claim_on(&store, session, requests, sources).await
         };
@@ -145,6 +147,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             () = tokio::time::sleep(self.settings.claim_timeout) => Err(StoreError::no_answer("claim")),
             _ = told_to_stop(&mut stop) => Err(StoreError::no_answer("claim before stopping")),
         };
+        self.connected_at = connected_at;
         if outcome.is_ok() {
             self.session = kept;
             self.database_up();
@@ -288,7 +291,9 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             hold.code == HoldCode::RecordsDeleted
                 && now.saturating_duration_since(hold.since) >= self.settings.gap_wait
         });
-        if !is_overdue || self.is_spool_unreadable() {
+        let connected_for = now.saturating_duration_since(self.connected_at);
+        let may_be_untold = connected_for < RETOLD_AFTER.min(self.settings.gap_wait);
+        if !is_overdue || may_be_untold || self.is_spool_unreadable() {
             return None;
         }
         let mut session = self.session.take()?;

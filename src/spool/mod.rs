@@ -234,12 +234,15 @@ impl<D: Disk> Spool<D> {
         by_key.into_values().collect()
     }
 
-    /// The ranges of drained segments that are kept, by partition: what [`Spool::restore`] can hold again, as far as it was
-    /// [looked into](Spool::look_into_drained).
+    /// The ranges that are drained and kept, by partition: what [`Spool::restore`] can hold again. In drained segments, as
+    /// far as they were [looked into](Spool::look_into_drained), and in segments that stay for another partition.
     #[must_use]
     pub fn drained(&self) -> Vec<PartitionRanges> {
         let mut by_key = BTreeMap::new();
-        for (key, part) in self.drained.iter().filter_map(|segment| segment.parts.as_ref()).flatten() {
+        let moved = self.drained.iter().filter_map(|segment| segment.parts.as_ref()).flatten();
+        let staying = self.segments.iter().flat_map(|segment| &segment.parts);
+        let staying = staying.filter(|(key, part)| part.is_drained(self.positions.get(key)));
+        for (key, part) in moved.chain(staying) {
             part.ranges.iter().for_each(|range| add_range(&mut by_key, *key, &part.topic, *range));
         }
         by_key.into_values().collect()

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use audit_consumer::model::spool::{Line, parse_line};
+use audit_consumer::model::spool::{BatchLine, Line, parse_line};
 use audit_consumer::spool::disk::{Disk, DiskFile, Entry, LockFault};
 
 use crate::disk::{SimDisk, SimFile, SimLock};
@@ -58,13 +58,23 @@ impl MachineDisk {
         outcome
     }
 
+    /// Drained segments go when the disk is full: nobody is promised what they held any more.
+    fn forget_drained(&self, path: &Path) {
+        let is_drained = path.components().any(|part| part.as_os_str() == "drained");
+        let mut machines = lock(&self.world.machines);
+        let machine = &mut machines[usize::from(self.process.index)];
+        if !(is_drained && machine.is_full) {
+            return;
+        }
+        for batch in batches(&self.disk.bytes(path)) {
+            let offsets = batch.range.start().as_i64()..batch.range.end().as_i64();
+            machine.acknowledged[batch.key.partition.0 as usize].retain(|offset| !offsets.contains(offset));
+        }
+    }
+
     /// What was synced is acknowledged by whoever asked for it.
     fn acknowledge(&self, bytes: &[u8]) {
-        let batches = bytes
-            .split_inclusive(|byte| *byte == b'\n')
-            .filter(|line| line.starts_with(br#"{"kind":"batch""#));
-        for line in batches {
-            let Ok(Line::Batch(batch)) = parse_line(line) else { continue };
+        for batch in batches(bytes) {
             let (partition, range) = (batch.key.partition.0, batch.range);
             let numbers = [i64::from(partition), range.start().as_i64(), range.end().as_i64()];
             self.world.note(self.process.who(), "spooled", &numbers);
@@ -73,6 +83,16 @@ impl MachineDisk {
             acknowledged[partition as usize].extend(numbers[1]..numbers[2]);
         }
     }
+}
+
+/// The batch lines among `bytes`.
+fn batches(bytes: &[u8]) -> impl Iterator<Item = BatchLine> {
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    let lines = lines.filter(|line| line.starts_with(br#"{"kind":"batch""#));
+    lines.filter_map(|line| match parse_line(line) {
+        Ok(Line::Batch(batch)) => Some(batch),
+        Ok(Line::Header(_) | Line::Record | Line::Footer(_)) | Err(_) => None,
+    })
 }
 
 impl Disk for MachineDisk {
@@ -115,11 +135,13 @@ impl Disk for MachineDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.check()?;
+        self.forget_drained(path);
         self.seen(self.disk.remove(path))
     }
 
     fn empty(&self, path: &Path) -> io::Result<()> {
         self.check()?;
+        self.forget_drained(path);
         self.seen(self.disk.empty(path))
     }
 

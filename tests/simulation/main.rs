@@ -89,6 +89,26 @@ fn seeds_hold() {
     }
 }
 
+#[track_caller]
+fn holds(seed: u64) {
+    let _on = SWITCHES.read().unwrap_or_else(PoisonError::into_inner);
+    let violation = run(seed, None, Recording::Off).violation;
+    assert!(violation.is_none(), "seed {seed}: {violation:?}");
+}
+
+/// The gap was overdue and held back by a row of `spool_ranges`, which the failover lost.
+#[test]
+fn no_gap_is_declared_before_spools_have_told_again_what_a_failover_took_back() {
+    holds(1003);
+}
+
+/// The spool's own test: `what_is_drained_in_a_segment_that_stays_is_told_and_held_again`.
+#[test]
+fn what_was_drained_in_a_segment_that_stays_is_no_gap_after_a_failover() {
+    holds(2499);
+    holds(7459);
+}
+
 #[test]
 fn each_guard_that_is_taken_out_is_missed() {
     let _alone = SWITCHES.write().unwrap_or_else(PoisonError::into_inner);

@@ -118,9 +118,11 @@ impl Nemesis {
                     self.world.kafka_changed.notify_waiters();
                 }
                 Heal::Disk(process) => {
-                    let machines = lock(&self.world.machines);
-                    machines[usize::from(process)].disk.fail(None);
-                    machines[usize::from(process)].disk.set_capacity(None);
+                    let mut machines = lock(&self.world.machines);
+                    let machine = &mut machines[usize::from(process)];
+                    machine.disk.fail(None);
+                    machine.disk.set_capacity(None);
+                    machine.is_full = false;
                 }
             }
         }
@@ -194,7 +196,11 @@ impl Nemesis {
                 self.heal_after(lasts, Heal::Disk(process));
             }
             Fault::DiskFull(process, lasts) => {
-                lock(&self.world.machines)[usize::from(process)].disk.set_capacity(Some(1));
+                let mut machines = lock(&self.world.machines);
+                let machine = &mut machines[usize::from(process)];
+                machine.disk.set_capacity(Some(1));
+                machine.is_full = true;
+                drop(machines);
                 self.heal_after(lasts, Heal::Disk(process));
             }
         }

@@ -82,6 +82,8 @@ pub(crate) struct Machine {
     pub(crate) acknowledged: Vec<BTreeSet<i64>>,
     /// Whether calls of the disk have failed: what was acknowledged may be damaged by now.
     pub(crate) has_failed: bool,
+    /// Whether the disk has no room.
+    pub(crate) is_full: bool,
     /// The process that lives on it, since when it does without standing still.
     pub(crate) well_since: Option<Instant>,
 }
