@@ -177,6 +177,8 @@ struct DrainedSegment {
     /// What can be held again of it: nothing of one that is damaged, or older than such a one. `None`: it was drained by
     /// an earlier process, and not looked into yet.
     parts: Option<BTreeMap<StreamPartition, SegmentPart>>,
+    /// Where its last durable batch ends, if that is known: behind it an append may stand that was never finished.
+    end: Option<Closing>,
 }
 
 /// An open spool directory. Its lock is held until this is dropped.

@@ -109,6 +109,13 @@ fn what_was_drained_in_a_segment_that_stays_is_no_gap_after_a_failover() {
     holds(7459);
 }
 
+/// The spool's own test: `what_an_append_left_behind_the_end_keeps_nothing_from_being_held_again`.
+#[test]
+fn what_is_left_behind_the_end_of_a_drained_segment_is_no_damage() {
+    holds(9169);
+    holds(4131);
+}
+
 #[test]
 fn each_guard_that_is_taken_out_is_missed() {
     let _alone = SWITCHES.write().unwrap_or_else(PoisonError::into_inner);
