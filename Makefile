@@ -11,7 +11,7 @@ ifdef TEST_SCALE
 export TEST_SCALE
 endif
 
-.PHONY: help setup build demo demo-down test test-unit model torture torture-mutants fuzz lint bench \
+.PHONY: help setup build demo demo-down test test-unit model sim torture torture-mutants fuzz lint bench \
 	bench-export stack-up stack-down clean-stack
 
 help: ## List the targets
@@ -42,6 +42,10 @@ test-unit: ## Run the tests that need neither Kafka nor PostgreSQL
 
 model: ## Explore the protocol's model with its large bounds, some minutes; writes target/reports/model.json
 	TEST_SCALE=full cargo test --profile ci --all-features --locked --test model -- --nocapture --test-threads 2
+
+sim: ## The program over a simulated Kafka, PostgreSQL and disk: N=100000 seeds, or SEED=n with all that happens in it
+	SEED="$(SEED)" N="$(N)" FIRST="$(FIRST)" cargo test --profile ci --all-features --locked --test simulation seeds_hold -- \
+		--nocapture
 
 torture: MINUTES := 2
 torture: setup ## Everything fails at once for MINUTES, and the account must hold: SEED=n, FAULTS=all, short or names

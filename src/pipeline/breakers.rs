@@ -58,6 +58,9 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         let is_recorded = breaker.is_recorded;
         let store = self.settings.store.clone();
         let kept = self.session.take();
+        if kept.is_none() {
+            self.connected_at = self.clock.monotonic();
+        }
         let asked = async {
             let mut session = match kept {
                 Some(session) => session,

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::Pipeline;
 use super::lane::LaneControl;
+use super::{Pipeline, RETOLD_AFTER, told_to_stop};
+use crate::failpoint;
 use crate::model::federated::FederatedSources;
 use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::AssignmentId;
@@ -127,6 +128,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
     async fn claim(&mut self, requests: &[ClaimRequest]) -> Result<Vec<ClaimAnswer>, StoreError> {
         let store = self.settings.store.clone();
         let (mut kept, sources) = (self.session.take(), &self.sources);
+        let (mut connected_at, clock) = (self.connected_at, self.clock.clone());
         let claimed = async {
             // A session that has gone stale while idle is found out here, and replaced once.
             if let Some(session) = &mut kept
@@ -134,6 +136,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             {
                 return Ok(answers);
             }
+            connected_at = clock.monotonic();
             let session = kept.insert(store.connect(SessionPurpose::Claim).await?);
             claim_on(&store, session, requests, sources).await
         };
@@ -142,8 +145,9 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             biased;
             outcome = claimed => outcome,
             () = tokio::time::sleep(self.settings.claim_timeout) => Err(StoreError::no_answer("claim")),
-            _ = stop.wait_for(|stop| *stop) => Err(StoreError::no_answer("claim before stopping")),
+            _ = told_to_stop(&mut stop) => Err(StoreError::no_answer("claim before stopping")),
         };
+        self.connected_at = connected_at;
         if outcome.is_ok() {
             self.session = kept;
             self.database_up();
@@ -220,7 +224,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         position: ClaimedPosition,
     ) -> Placement {
         let claim = Claim { key: request.key(), epoch: position.epoch };
-        if self.is_spooled(claim.key, position.next) {
+        if self.is_spooled(claim.key, position.next) && !failpoint::is_on("mutant_live_before_drain") {
             return self.drain(source, claim, position).await;
         }
         match self.adopt_into_lane(source, claim, position, Mode::Live).await {
@@ -287,7 +291,9 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             hold.code == HoldCode::RecordsDeleted
                 && now.saturating_duration_since(hold.since) >= self.settings.gap_wait
         });
-        if !is_overdue || self.is_spool_unreadable() {
+        let connected_for = now.saturating_duration_since(self.connected_at);
+        let may_be_untold = connected_for < RETOLD_AFTER.min(self.settings.gap_wait);
+        if !is_overdue || may_be_untold || self.is_spool_unreadable() {
             return None;
         }
         let mut session = self.session.take()?;

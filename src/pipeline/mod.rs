@@ -86,6 +86,9 @@ const MIRROR_INTERVAL: Duration = Duration::from_secs(1);
 const PARTITIONS_INTERVAL: Duration = Duration::from_secs(3600);
 /// How many messages wait for a lane at most.
 const CONTROL_QUEUE_COUNT: usize = 64;
+/// How long a session of the loop must last before a gap is declared on it, or as long as gaps are waited for: a failover takes back what spools have told,
+/// and each process tells it again within this time (an outage's longest wait between questions, and a look).
+const RETOLD_AFTER: Duration = Duration::from_secs(90);
 /// What a batch may take beside its statements before its outcome counts as unknown.
 const WORK_MARGIN: Duration = Duration::from_secs(15);
 
@@ -156,6 +159,8 @@ pub struct Pipeline<S: Store = StoreSettings, D: Disk = LocalDisk> {
     is_stopping: watch::Receiver<bool>,
     reports: mpsc::UnboundedReceiver<LaneReport>,
     session: Option<S::Session>,
+    /// When the loop's session was opened last.
+    connected_at: Instant,
     /// What the lanes know of the registry of sources.
     sources: watch::Sender<Arc<FederatedSources>>,
     next_assignment: u64,
@@ -232,6 +237,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             is_stopping: stop,
             reports,
             session: None,
+            connected_at: partitions_at,
             sources,
             next_assignment: 1,
             claim_not_before: HashMap::new(),
@@ -259,8 +265,8 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         let failure = loop {
             tokio::select! {
                 biased;
-                changed = stop.wait_for(|stop| *stop) => {
-                    if changed.is_err() {
+                is_told = told_to_stop(&mut stop) => {
+                    if !is_told {
                         tracing::warn!("whoever stops the pipeline is gone; stopping");
                     }
                     break None;
@@ -370,6 +376,9 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
     async fn release(&mut self, claims: &[Claim]) {
         let store = self.settings.store.clone();
         let kept = self.session.take();
+        if kept.is_none() {
+            self.connected_at = self.clock.monotonic();
+        }
         let released = async {
             let mut session = match kept {
                 Some(session) => session,
@@ -465,4 +474,9 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         }
         tracing::info!("stopped");
     }
+}
+
+/// Waits until we are told to stop; `false`: whoever would tell us is gone.
+async fn told_to_stop(stop: &mut watch::Receiver<bool>) -> bool {
+    stop.wait_for(|stop| *stop).await.is_ok()
 }

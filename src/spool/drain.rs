@@ -188,8 +188,9 @@ impl<D: Disk> Spool<D> {
             failpoint::at("drain_before_move");
             self.disk.rename(&from, &to).doing("move", &from)?;
             failpoint::at("drain_after_move");
-            let parts = self.segments.pop_front().map(|segment| segment.parts);
-            self.drained.push_back(DrainedSegment { number, at_ms: now_ms, len_bytes, parts });
+            let moved = self.segments.pop_front();
+            let (end, parts) = moved.map(|segment| (segment.end, segment.parts)).unzip();
+            self.drained.push_back(DrainedSegment { number, at_ms: now_ms, len_bytes, parts, end });
             self.sync_names()?;
         }
         Ok(())

@@ -177,6 +177,8 @@ struct DrainedSegment {
     /// What can be held again of it: nothing of one that is damaged, or older than such a one. `None`: it was drained by
     /// an earlier process, and not looked into yet.
     parts: Option<BTreeMap<StreamPartition, SegmentPart>>,
+    /// Where its last durable batch ends, if that is known: behind it an append may stand that was never finished.
+    end: Option<Closing>,
 }
 
 /// An open spool directory. Its lock is held until this is dropped.
@@ -234,12 +236,15 @@ impl<D: Disk> Spool<D> {
         by_key.into_values().collect()
     }
 
-    /// The ranges of drained segments that are kept, by partition: what [`Spool::restore`] can hold again, as far as it was
-    /// [looked into](Spool::look_into_drained).
+    /// The ranges that are drained and kept, by partition: what [`Spool::restore`] can hold again. In drained segments, as
+    /// far as they were [looked into](Spool::look_into_drained), and in segments that stay for another partition.
     #[must_use]
     pub fn drained(&self) -> Vec<PartitionRanges> {
         let mut by_key = BTreeMap::new();
-        for (key, part) in self.drained.iter().filter_map(|segment| segment.parts.as_ref()).flatten() {
+        let moved = self.drained.iter().filter_map(|segment| segment.parts.as_ref()).flatten();
+        let staying = self.segments.iter().flat_map(|segment| &segment.parts);
+        let staying = staying.filter(|(key, part)| part.is_drained(self.positions.get(key)));
+        for (key, part) in moved.chain(staying) {
             part.ranges.iter().for_each(|range| add_range(&mut by_key, *key, &part.topic, *range));
         }
         by_key.into_values().collect()

@@ -169,7 +169,7 @@ impl<D: Disk> Spool<D> {
             if let Name::Drained(number, at_ms) = name {
                 let len_bytes = entry.len_bytes;
                 let parts = (len_bytes == 0).then(BTreeMap::new);
-                self.drained.push_back(DrainedSegment { number, at_ms, len_bytes, parts });
+                self.drained.push_back(DrainedSegment { number, at_ms, len_bytes, parts, end: None });
             }
         }
         for (name, entry) in in_quarantine {

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use crate::model::position::{Offset, StreamPartition};
+use crate::model::spool::Closing;
 
 use super::disk::Disk;
 use super::error::{Doing, SpoolError};
 use super::held::Segment;
 use super::scan::SegmentScan;
+use super::verdict::{Successor, Verdict, judge};
 use super::{DrainedSegment, Spool};
 
 impl DrainedSegment {
@@ -45,18 +47,18 @@ impl<D: Disk> Spool<D> {
         let oldest = self.drained.iter().position(|segment| segment.reaches_behind(key, position));
         let (mut scans, mut wanted_count) = (Vec::new(), 0);
         for index in (oldest.unwrap_or(self.drained.len())..self.drained.len()).rev() {
-            let Some(scan) = self.scan_drained(index)? else { break };
-            scans.push(scan);
+            let Some((scan, end)) = self.scan_drained(index)? else { break };
+            scans.push((scan, end));
             if self.drained.get(index).is_some_and(|segment| segment.reaches_behind(key, position)) {
                 wanted_count = scans.len();
             }
         }
-        for scan in scans.into_iter().take(wanted_count) {
+        for (scan, end) in scans.into_iter().take(wanted_count) {
             let Some(DrainedSegment { number, at_ms, .. }) = self.drained.back() else { break };
             let (from, to) = (self.layout.drained_segment(*number, *at_ms), self.layout.segment(*number));
             self.disk.rename(&from, &to).doing("move back", &from)?;
             self.drained.pop_back();
-            self.segments.push_front(Segment::of(&scan, scan.end(), scan.len_bytes));
+            self.segments.push_front(Segment::of(&scan, end, scan.len_bytes));
         }
         if wanted_count > 0 {
             self.sync_names()?;
@@ -64,20 +66,34 @@ impl<D: Disk> Spool<D> {
         Ok(wanted_count > 0)
     }
 
-    /// Reads a drained segment, and notes what it has. `None`: it is damaged, and of it and of those before it nothing can
-    /// be held again, as what is held has no hole.
-    fn scan_drained(&mut self, index: usize) -> Result<Option<SegmentScan>, SpoolError> {
+    /// Reads a drained segment, and notes what it has up to its end. `None`: it is damaged, and of it and of those before it
+    /// nothing can be held again, as what is held has no hole. What an append left behind a known end is no damage.
+    fn scan_drained(&mut self, index: usize) -> Result<Option<(SegmentScan, Closing)>, SpoolError> {
         let Some(segment) = self.drained.get(index) else { return Ok(None) };
         let path = self.layout.drained_segment(segment.number, segment.at_ms);
         let scan = self.scan(segment.number, &path)?;
-        if scan.damage_count > 0 {
+        let end = segment.end.unwrap_or_else(|| scan.end());
+        let is_whole = match segment.end {
+            Some(end) => matches!(judge(&scan, Successor::Names(end)), Verdict::Keep | Verdict::Seal(_)),
+            None => scan.damage_count == 0,
+        };
+        if !is_whole {
             tracing::error!(path = %path.display(), "a drained segment of the spool is damaged; it, and those before it, can't be held again");
             self.drained.iter_mut().take(index + 1).for_each(|segment| segment.parts = Some(BTreeMap::new()));
             return Ok(None);
         }
         if let Some(segment) = self.drained.get_mut(index) {
-            segment.parts = Some(Segment::of(&scan, scan.end(), scan.len_bytes).parts);
+            segment.parts = Some(Segment::of(&scan, end, scan.len_bytes).parts);
         }
-        Ok(Some(scan))
+        // The one before ended where this one says.
+        if let Some((before, previous)) = index
+            .checked_sub(1)
+            .and_then(|before| self.drained.get_mut(before))
+            .zip(scan.header.and_then(|header| header.previous))
+            && before.number == previous.segment
+        {
+            before.end = Some(previous);
+        }
+        Ok(Some((scan, end)))
     }
 }

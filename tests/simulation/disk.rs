@@ -42,7 +42,7 @@ pub(super) enum Crash {
     Torn,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Inode {
     bytes: Vec<u8>,
     durable: Vec<u8>,
@@ -52,7 +52,7 @@ struct Inode {
     lost: Vec<std::ops::Range<usize>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct State {
     names: BTreeMap<PathBuf, usize>,
     durable_names: BTreeMap<PathBuf, usize>,
@@ -126,6 +126,13 @@ impl SimDisk {
         if crash != Crash::Everything {
             state.durable_names = state.names.clone();
         }
+    }
+
+    /// Another disk with what is on this one, that does not fail.
+    pub(super) fn image(&self) -> Self {
+        let mut state = self.state().clone();
+        (state.plan, state.capacity) = (None, None);
+        Self(Arc::new(Mutex::new(state)))
     }
 
     /// The bytes of a file, as they are read now.

@@ -107,6 +107,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         if let Some(session) = self.session.take() {
             return Some(session);
         }
+        self.connected_at = self.clock.monotonic();
         let connected = self.settings.store.connect(SessionPurpose::Claim);
         tokio::time::timeout(RELEASE_TIMEOUT, connected).await.ok()?.ok()
     }

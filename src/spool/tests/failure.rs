@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::scene::{Drained, LIMITS, PlainChunk, drain, keyed, open, segment_path};
 use super::sim::{Crash, Plan, SimDisk, SimFault};
+use crate::model::position::OffsetRange;
 use crate::model::record::Chunk;
 use crate::model::spool::tests::{at, key, plain, small_chunk};
 use crate::spool::{Recovery, Spool, SpoolLimits};
@@ -206,6 +207,26 @@ fn what_is_appended_below_an_old_position_is_not_taken_for_drained() {
     spool.mark_drained(key(1), at(5), 3).unwrap();
     assert_eq!(spool.tails()[0].position, at(60));
     assert_eq!(drain(&mut spool).unwrap().chunks, [plain(&again)]);
+}
+
+/// Found by the simulation: the rest was taken for damage, and what PostgreSQL had lost was not held again.
+#[test]
+fn what_an_append_left_behind_the_end_keeps_nothing_from_being_held_again() {
+    let disk = SimDisk::default();
+    let limits = SpoolLimits { segment_len_bytes: 0, ..LIMITS };
+    let (mut spool, _) = open(&disk, limits).unwrap();
+    for start in [0, 5] {
+        spool.append(&keyed(&[small_chunk(0, start, 5)]), 1).unwrap();
+    }
+    // Of the footer half is written, and can't be cut off.
+    disk.fail(Some(Plan { first: 1, is_lasting: true, fault: SimFault::ShortWrite }));
+    spool.seal_active();
+    disk.fail(None);
+    spool.append(&keyed(&[small_chunk(0, 10, 5)]), 1).unwrap();
+    spool.mark_drained(key(0), at(15), 2).unwrap();
+    assert!(spool.restore(key(0), at(0)).unwrap());
+    assert_eq!(spool.held()[0].ranges, [OffsetRange::new(at(0), at(15)).unwrap()]);
+    assert_eq!(drain(&mut spool).unwrap().chunks.len(), 3);
 }
 
 #[test]

@@ -12,8 +12,8 @@ use crate::model::spool::encode_shown_record;
 use crate::model::spool::tests::{at, key, plain, small_chunk};
 use crate::spool::disk::LocalDisk;
 use crate::spool::{
-    Drain, FindingKind, Inspection, Next, QuarantinedWhen, Recovery, SegmentPlace, Spool, SpoolError,
-    SpoolLimits,
+    Drain, FindingKind, Inspection, Next, PartitionRanges, QuarantinedWhen, Recovery, SegmentPlace, Spool,
+    SpoolError, SpoolLimits,
 };
 
 fn open(directory: &Path, limits: SpoolLimits) -> Result<(Spool, Recovery), SpoolError> {
@@ -206,14 +206,29 @@ fn what_can_be_held_again_is_told_after_a_restart_too_and_nothing_before_damage(
     assert_eq!(told(&spool), [(15, 20)], "one at a time, the newest first");
     let second = directory.path().join("drained/segment-0000000000000002-drained-1.jsonl");
     let mut bytes = fs::read(&second).unwrap();
-    let last = bytes.len() - 20;
-    bytes[last] ^= 1;
+    // Not behind its last batch, where nothing is held.
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
     fs::write(&second, bytes).unwrap();
     while spool.look_into_drained().unwrap() {}
     assert_eq!(told(&spool), [(10, 20)]);
     assert!(spool.restore(key(0), at(0)).unwrap());
     assert_eq!(spool.held()[0].ranges[0].start(), at(10));
     assert!(!spool.restore(key(0), at(0)).unwrap(), "what is damaged is not looked through again");
+}
+
+/// Its segment stays for another partition, so it is in none that was moved; found by the simulation.
+#[test]
+fn what_is_drained_in_a_segment_that_stays_is_told_and_held_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut spool, _) = open(directory.path(), LIMITS).unwrap();
+    spool.append(&keyed(&[small_chunk(0, 5, 5), small_chunk(1, 0, 5)]), 1).unwrap();
+    assert!(spool.drained().is_empty());
+    spool.mark_drained(key(0), at(10), 2).unwrap();
+    let keys = |ranges: Vec<PartitionRanges>| ranges.iter().map(|ranges| ranges.key).collect::<Vec<_>>();
+    assert_eq!((keys(spool.held()), keys(spool.drained())), (vec![key(1)], vec![key(0)]));
+    spool.restore(key(0), at(5)).unwrap();
+    assert_eq!((keys(spool.held()), keys(spool.drained())), (vec![key(0), key(1)], vec![]));
 }
 
 #[test]
