@@ -123,7 +123,7 @@ fn grant(session: &SimSession, request: &ClaimRequest, answer: &mut ClaimAnswer)
     let (world, partition) = (&session.store.world, index(request.key()));
     let mut database = lock(&world.database);
     let initial = request.initial.as_i64();
-    let row = database.tables.rows[partition].get_or_insert_with(|| Row {
+    let row = database.tables.rows[partition].get_or_insert(Row {
         first: initial,
         next: initial,
         epoch: 0,

@@ -4,6 +4,8 @@
 //! `SEED=n` runs one seed and prints all of it; `N=n` runs so many.
 #![expect(
     clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
     clippy::indexing_slicing,
     clippy::as_conversions,
     clippy::print_stdout,
