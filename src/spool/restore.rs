@@ -72,12 +72,14 @@ impl<D: Disk> Spool<D> {
         let Some(segment) = self.drained.get(index) else { return Ok(None) };
         let path = self.layout.drained_segment(segment.number, segment.at_ms);
         let scan = self.scan(segment.number, &path)?;
-        let end = segment.end.unwrap_or_else(|| scan.end());
-        let is_whole = match segment.end {
-            Some(end) => matches!(judge(&scan, Successor::Names(end)), Verdict::Keep | Verdict::Seal(_)),
-            None => scan.damage_count == 0,
+        // The newest one of an earlier process has nobody who names its end.
+        let verdict = judge(&scan, segment.end.map_or(Successor::Silent, Successor::Names));
+        let end = match &verdict {
+            Verdict::Keep | Verdict::Unused => scan.end(),
+            Verdict::Seal(end) => *end,
+            Verdict::Quarantine(_) => scan.start,
         };
-        if !is_whole {
+        if matches!(verdict, Verdict::Quarantine(_)) {
             tracing::error!(path = %path.display(), "a drained segment of the spool is damaged; it, and those before it, can't be held again");
             self.drained.iter_mut().take(index + 1).for_each(|segment| segment.parts = Some(BTreeMap::new()));
             return Ok(None);

@@ -116,6 +116,7 @@ fn what_was_drained_in_a_segment_that_stays_is_no_gap_after_a_failover() {
 fn what_is_left_behind_the_end_of_a_drained_segment_is_no_damage() {
     holds(9169);
     holds(4131);
+    holds(98402);
 }
 
 #[test]

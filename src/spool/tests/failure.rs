@@ -227,6 +227,18 @@ fn what_an_append_left_behind_the_end_keeps_nothing_from_being_held_again() {
     assert!(spool.restore(key(0), at(0)).unwrap());
     assert_eq!(spool.held()[0].ranges, [OffsetRange::new(at(0), at(15)).unwrap()]);
     assert_eq!(drain(&mut spool).unwrap().chunks.len(), 3);
+    // Also when it is the newest of an earlier process, and nobody names its end.
+    let disk = SimDisk::default();
+    let (mut spool, _) = open(&disk, limits).unwrap();
+    spool.append(&keyed(&[small_chunk(0, 0, 5)]), 1).unwrap();
+    disk.fail(Some(Plan { first: 1, is_lasting: true, fault: SimFault::ShortWrite }));
+    spool.seal_active();
+    disk.fail(None);
+    spool.mark_drained(key(0), at(5), 2).unwrap();
+    drop(spool);
+    let (mut spool, _) = open(&disk, limits).unwrap();
+    assert!(spool.restore(key(0), at(0)).unwrap());
+    assert_eq!(drain(&mut spool).unwrap().chunks.len(), 1);
 }
 
 #[test]
