@@ -19,7 +19,7 @@ use crate::source::{Offer, Placement};
 use crate::spool::disk::Disk;
 use crate::store::{
     Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, GapAnswer, GapDeclaration, SessionPurpose, Store,
-    StoreError, StoreSession, StreamIdentity,
+    StoreError, StoreSession, StreamIdentity, Telling,
 };
 
 /// How long a position must have been beyond the end before that is taken for final.
@@ -33,7 +33,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         }
         self.refresh_held().await;
         // Before anything is claimed, so that nobody declares a gap over it.
-        self.publish_ranges().await;
+        self.publish_ranges(Telling::More).await;
         let now = self.clock.monotonic();
         let mut placements = vec![Placement::Hold; offers.len()];
         let (mut indices, mut requests) = (Vec::new(), Vec::new());

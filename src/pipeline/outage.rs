@@ -41,7 +41,9 @@ use crate::observe::board::{DatabaseState, Hold, HoldCode, OwnedPartition};
 use crate::source::{Offer, Placement};
 use crate::spool::disk::{Disk, LocalDisk};
 use crate::spool::{PartitionRanges, joined};
-use crate::store::{Claim, ClaimRequest, ClaimedPosition, SessionPurpose, Store, StoreError, StoreSession};
+use crate::store::{
+    Claim, ClaimRequest, ClaimedPosition, SessionPurpose, Store, StoreError, StoreSession, Telling,
+};
 
 /// How long asking whether PostgreSQL is back may take, and how long to wait before it is asked again.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -240,7 +242,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
                     let ranges = with_spool(&spool, |spool| joined(&spool.held())).await.unwrap_or_default();
                     let published = async {
                         let mut session = store.connect(SessionPurpose::Claim).await?;
-                        session.publish_spool_ranges(store.instance(), &ranges).await?;
+                        session.publish_spool_ranges(store.instance(), &ranges, Telling::More).await?;
                         session.close().await;
                         Ok(())
                     };

@@ -201,8 +201,9 @@ impl<D: Disk> Spool<D> {
         if self.segments.back().is_some_and(|segment| segment.number == number) {
             self.active = None;
         }
-        let scan = self.scan(number, &self.layout.segment(number))?;
-        let file = self.move_to_quarantine(number, scan.len_bytes)?;
+        let path = self.layout.segment(number);
+        let scan = self.scan(number, &path)?;
+        let file = self.move_to_quarantine(number, &path, scan.len_bytes)?;
         let mut report = quarantined(file, &scan, QuarantinedWhen::Now, UnknownBatches::Exactly(0));
         let index = self.segments.iter().position(|segment| segment.number == number);
         // What it held is known, so whatever can't be read any more has its range all the same.

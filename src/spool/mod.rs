@@ -33,7 +33,8 @@
 //! # Writing
 //!
 //! 1. All batches of an append are put together, then room is made: drained segments go, oldest first, while
-//!    `SPOOL_MAX_BYTES` or `SPOOL_MIN_FREE_BYTES` asks for it. Not enough: [`SpoolError::Full`].
+//!    `SPOOL_MAX_BYTES` or `SPOOL_MIN_FREE_BYTES` asks for it, up to one that PostgreSQL lacks something of again. Not
+//!    enough: [`SpoolError::Full`].
 //! 2. A segment of 64 MiB gets its footer and is synced. A new one is created with its header, synced, and its
 //!    name is made durable by a sync of the directories, before anything is appended.
 //! 3. One write, one `fdatasync`. Then, and only then, the batches are held.
@@ -81,7 +82,8 @@
 //! [`Spool::set_aside`] before it is marked. How far a segment is drained is not written down: after a restart its batches come
 //! again, and PostgreSQL's position says which of them to drop. The newest drained segment is emptied instead
 //! of removed when its time is over: its name proves that its successor's predecessor is not missing. When a failover
-//! has taken PostgreSQL's position back, [`Spool::restore`] holds drained segments again.
+//! has taken PostgreSQL's position back, [`Spool::restore`] holds drained segments again; one that is damaged goes to
+//! quarantine then, and takes no other with it.
 //!
 //! # Reading along
 //!

@@ -239,7 +239,8 @@ impl<D: Disk> Spool<D> {
                 }
                 Verdict::Seal(end) => self.cut_and_seal(&scan, end, recovery)?,
                 Verdict::Quarantine(_) => {
-                    let file = self.move_to_quarantine(scan.number, scan.len_bytes)?;
+                    let path = self.layout.segment(scan.number);
+                    let file = self.move_to_quarantine(scan.number, &path, scan.len_bytes)?;
                     let unknown = scan.unknown(before, until);
                     recovery.quarantined.push(quarantined(file, &scan, QuarantinedWhen::Now, unknown));
                 }
@@ -365,10 +366,11 @@ impl<D: Disk> Spool<D> {
     pub(super) fn move_to_quarantine(
         &mut self,
         number: SegmentNumber,
+        from: &Path,
         len_bytes: u64,
     ) -> Result<PathBuf, SpoolError> {
-        let (from, to) = (self.layout.segment(number), self.layout.segment_in_quarantine(number));
-        self.disk.rename(&from, &to).doing("quarantine", &from)?;
+        let to = self.layout.segment_in_quarantine(number);
+        self.disk.rename(from, &to).doing("quarantine", from)?;
         self.quarantined_file_count += 1;
         self.quarantined_len_bytes += len_bytes;
         self.sync_names()?;

@@ -1,7 +1,5 @@
 //! Holding drained segments again, when PostgreSQL has lost what it got from them.
 
-use std::collections::BTreeMap;
-
 use crate::model::position::{Offset, StreamPartition};
 use crate::model::spool::Closing;
 
@@ -37,8 +35,8 @@ impl<D: Disk> Spool<D> {
     /// Holds drained segments again that have records of `key` behind `position`, and with them all that were drained
     /// after the oldest of those. Returns whether there are any.
     ///
-    /// Each is moved back by its name, the newest first: whenever that ends, what is held has no hole, and the next
-    /// start finds it so.
+    /// Each is moved back by its name, the newest first: whenever that ends, what is held has no hole but what is in
+    /// quarantine, and the next start finds it so.
     ///
     /// # Errors
     /// [`SpoolError::Failed`]; what was moved until then is held, and the rest is moved by another call.
@@ -47,7 +45,7 @@ impl<D: Disk> Spool<D> {
         let oldest = self.drained.iter().position(|segment| segment.reaches_behind(key, position));
         let (mut scans, mut wanted_count) = (Vec::new(), 0);
         for index in (oldest.unwrap_or(self.drained.len())..self.drained.len()).rev() {
-            let Some((scan, end)) = self.scan_drained(index)? else { break };
+            let Some((scan, end)) = self.scan_drained(index)? else { continue };
             scans.push((scan, end));
             if self.drained.get(index).is_some_and(|segment| segment.reaches_behind(key, position)) {
                 wanted_count = scans.len();
@@ -66,8 +64,8 @@ impl<D: Disk> Spool<D> {
         Ok(wanted_count > 0)
     }
 
-    /// Reads a drained segment, and notes what it has up to its end. `None`: it is damaged, and of it and of those before it
-    /// nothing can be held again, as what is held has no hole. What an append left behind a known end is no damage.
+    /// Reads a drained segment, and notes what it has up to its end. `None`: it is damaged, and was moved to quarantine. What
+    /// an append left behind a known end is no damage.
     fn scan_drained(&mut self, index: usize) -> Result<Option<(SegmentScan, Closing)>, SpoolError> {
         let Some(segment) = self.drained.get(index) else { return Ok(None) };
         let path = self.layout.drained_segment(segment.number, segment.at_ms);
@@ -80,8 +78,10 @@ impl<D: Disk> Spool<D> {
             Verdict::Quarantine(_) => scan.start,
         };
         if matches!(verdict, Verdict::Quarantine(_)) {
-            tracing::error!(path = %path.display(), "a drained segment of the spool is damaged; it, and those before it, can't be held again");
-            self.drained.iter_mut().take(index + 1).for_each(|segment| segment.parts = Some(BTreeMap::new()));
+            let (number, len_bytes) = (segment.number, segment.len_bytes);
+            self.drained.remove(index);
+            let moved_to = self.move_to_quarantine(number, &path, len_bytes)?;
+            tracing::error!(path = %path.display(), moved_to = %moved_to.display(), "a drained segment of the spool is damaged; postgresql has what it held, unless a failover has taken it back: `spool inspect` lists it, `verify` tells what is missing");
             return Ok(None);
         }
         if let Some(segment) = self.drained.get_mut(index) {

@@ -83,16 +83,16 @@ impl<D: Disk> Spool<D> {
 
     /// Makes room for `needed_len_bytes` more, at the cost of drained segments.
     fn make_room(&mut self, needed_len_bytes: u64) -> Result<(), SpoolError> {
-        let drained_len_bytes = self.drained_len_bytes();
+        let removable_len_bytes = self.removable_len_bytes();
         let held_len_bytes = self.total_len_bytes();
         let max_len_bytes = self.limits.max_len_bytes;
-        if (held_len_bytes - drained_len_bytes).saturating_add(needed_len_bytes) > max_len_bytes {
+        if (held_len_bytes - removable_len_bytes).saturating_add(needed_len_bytes) > max_len_bytes {
             return Err(SpoolError::Full(Shortage::Limit { held_len_bytes, max_len_bytes }));
         }
         let min_free_len_bytes = self.limits.min_free_len_bytes;
         let wanted_len_bytes = needed_len_bytes.saturating_add(min_free_len_bytes);
         let free_len_bytes = self.free_len_bytes()?;
-        if free_len_bytes.saturating_add(drained_len_bytes) < wanted_len_bytes {
+        if free_len_bytes.saturating_add(removable_len_bytes) < wanted_len_bytes {
             return Err(SpoolError::Full(Shortage::Floor { free_len_bytes, min_free_len_bytes }));
         }
         let too_long = held_len_bytes.saturating_add(needed_len_bytes).saturating_sub(max_len_bytes);
@@ -108,9 +108,9 @@ impl<D: Disk> Spool<D> {
 
     /// How much an append would find room for. What the disk does not tell counts as none.
     pub(super) fn room_len_bytes(&self) -> u64 {
-        let drained_len_bytes = self.drained_len_bytes();
-        let kept_len_bytes = self.total_len_bytes() - drained_len_bytes;
-        let free_len_bytes = self.free_len_bytes().unwrap_or(0).saturating_add(drained_len_bytes);
+        let removable_len_bytes = self.removable_len_bytes();
+        let kept_len_bytes = self.total_len_bytes() - removable_len_bytes;
+        let free_len_bytes = self.free_len_bytes().unwrap_or(0).saturating_add(removable_len_bytes);
         let in_limit = self.limits.max_len_bytes.saturating_sub(kept_len_bytes);
         in_limit.min(free_len_bytes.saturating_sub(self.limits.min_free_len_bytes))
     }
@@ -123,7 +123,7 @@ impl<D: Disk> Spool<D> {
     /// Removes drained segments, oldest first, until `len_bytes` are given back.
     fn remove_drained(&mut self, len_bytes: u64) -> Result<(), SpoolError> {
         let mut given_back = 0;
-        while given_back < len_bytes && self.drained.iter().any(|segment| segment.len_bytes > 0) {
+        while given_back < len_bytes && self.removable_len_bytes() > 0 {
             given_back += self.remove_oldest_drained()?;
         }
         Ok(())
@@ -146,7 +146,24 @@ impl<D: Disk> Spool<D> {
         Ok(len_bytes)
     }
 
-    /// Removes drained segments whose time is over.
+    /// The length of the drained segments that may go, the oldest first: up to one that has what PostgreSQL lacks again,
+    /// after a failover.
+    fn removable_len_bytes(&self) -> u64 {
+        self.drained
+            .iter()
+            .take_while(|segment| !self.is_lacked(segment))
+            .map(|segment| segment.len_bytes)
+            .sum()
+    }
+
+    /// Whether PostgreSQL lacks something of a drained segment, by the positions that the caller reported.
+    fn is_lacked(&self, segment: &DrainedSegment) -> bool {
+        segment.parts.iter().flatten().any(|(key, part)| {
+            self.positions.get(key).is_some_and(|position| !part.is_drained(Some(position)))
+        })
+    }
+
+    /// Removes drained segments whose time is over, and of which PostgreSQL lacks nothing.
     ///
     /// # Errors
     /// [`SpoolError::Failed`]; the rest is removed the next time.
@@ -156,10 +173,13 @@ impl<D: Disk> Spool<D> {
             let is_old = now_ms.saturating_sub(segment.at_ms) >= keep_ms;
             is_old && segment.len_bytes > 0
         };
-        while self.drained.len() > 1 && self.drained.front().is_some_and(|s| is_over(s) || s.len_bytes == 0) {
+        let may_go = |spool: &Self, segment: &DrainedSegment| is_over(segment) && !spool.is_lacked(segment);
+        while self.drained.len() > 1
+            && self.drained.front().is_some_and(|segment| segment.len_bytes == 0 || may_go(self, segment))
+        {
             self.remove_oldest_drained()?;
         }
-        if self.drained.front().is_some_and(is_over) {
+        if self.drained.front().is_some_and(|segment| may_go(self, segment)) {
             self.remove_oldest_drained()?;
         }
         Ok(())

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::error::StoreError;
 use super::session::{Session, SessionPurpose, StoreSettings};
+use super::spool_ranges::Telling;
 use super::{
     Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, CommitOutcome, CommitPath, GapAnswer, GapDeclaration,
 };
@@ -99,6 +100,7 @@ pub trait StoreSession: Debug + Send + Sync + 'static {
         &mut self,
         instance: Uuid,
         ranges: &[(StreamPartition, OffsetRange)],
+        telling: Telling,
     ) -> impl Answer<()>;
 
     /// See [`Session::record_breaker`].
@@ -197,8 +199,9 @@ impl StoreSession for Session {
         &mut self,
         instance: Uuid,
         ranges: &[(StreamPartition, OffsetRange)],
+        telling: Telling,
     ) -> impl Answer<()> {
-        Self::publish_spool_ranges(self, instance, ranges)
+        Self::publish_spool_ranges(self, instance, ranges, telling)
     }
 
     fn record_breaker(

@@ -64,7 +64,7 @@ pub use retention::{Dropping, Expiry, RetentionAction, Survey, TimePartition};
 pub use rights::ExcessRights;
 pub use session::{Session, SessionPurpose, StoreSettings};
 pub use sources::{NewSource, SourceRow};
-pub use spool_ranges::SpoolHolder;
+pub use spool_ranges::{SpoolHolder, Telling};
 pub use trust::{ActorTrust, TRUST_ACTOR_MAX_COUNT, TRUST_HISTORY_DAY_COUNT, TrustFilter, TrustReport};
 pub use verify::{
     Account, AccountScope, FateCounts, Finding, FindingCode, PartitionAccount, PositionAccount, RepeatedIds,

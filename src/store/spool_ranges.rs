@@ -17,8 +17,32 @@ pub struct SpoolHolder {
     pub start: Offset,
 }
 
+/// How much of what it holds an instance tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Telling {
+    /// All. Only over the session that has told the positions by which it was found out: a failover since then has ended
+    /// it, and has taken back no more than that session saw.
+    All,
+    /// What is known of it. What was told before stays, until the position has passed it.
+    More,
+}
+
+impl Telling {
+    /// What goes before the ranges are written.
+    const fn forget(self) -> &'static str {
+        match self {
+            Self::All => "DELETE FROM audit_events.spool_ranges WHERE instance_id = $1",
+            Self::More => {
+                "DELETE FROM audit_events.spool_ranges AS r USING audit_events.consumer_offsets AS o \
+                  WHERE r.instance_id = $1 AND o.stream_id = r.stream_id AND o.partition_id = r.partition \
+                    AND r.end_offset <= o.next_offset"
+            }
+        }
+    }
+}
+
 impl Session {
-    /// Replaces what `instance` is said to hold by `ranges`.
+    /// Writes that `instance` holds `ranges`.
     ///
     /// # Errors
     /// See [`StoreError`]; the session must then be dropped.
@@ -26,17 +50,17 @@ impl Session {
         &mut self,
         instance: Uuid,
         ranges: &[(StreamPartition, OffsetRange)],
+        telling: Telling,
     ) -> Result<(), StoreError> {
         sqlx::query("BEGIN").execute(&mut self.connection).await?;
-        sqlx::query("DELETE FROM audit_events.spool_ranges WHERE instance_id = $1")
-            .bind(instance)
-            .execute(&mut self.connection)
-            .await?;
+        sqlx::query(telling.forget()).bind(instance).execute(&mut self.connection).await?;
         sqlx::query(
             "INSERT INTO audit_events.spool_ranges (instance_id, stream_id, partition, start_offset, end_offset) \
              SELECT $1, r.stream_id, r.partition, r.start_offset, r.end_offset \
                FROM unnest($2::uuid[], $3::integer[], $4::bigint[], $5::bigint[]) \
-                    AS r (stream_id, partition, start_offset, end_offset)",
+                    AS r (stream_id, partition, start_offset, end_offset) \
+             ON CONFLICT (instance_id, stream_id, partition, start_offset) \
+             DO UPDATE SET end_offset = greatest(spool_ranges.end_offset, excluded.end_offset), updated_at = now()",
         )
         .bind(instance)
         .bind(ranges.iter().map(|(key, _)| key.stream.0).collect::<Vec<_>>())

@@ -16,7 +16,8 @@ mod postgres;
 mod refusals;
 mod rotation;
 
-const PATIENCE: Duration = Duration::from_secs(40);
+/// A relay whose connection broke needs 15 s to know, 10 s to abort, and 30 s at most to begin again.
+const PATIENCE: Duration = Duration::from_secs(90);
 /// The password that `deploy/local/stack` gives the user `audit` for PLAIN.
 const PLAIN_PASSWORD: &str = "plain-secret";
 

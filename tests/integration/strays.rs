@@ -285,6 +285,50 @@ fn what_a_stray_has_stored_and_a_failover_takes_back_is_stored_once_more() {
     assert_eq!((report.total("absent"), report.total("gaps")), (0, 0));
 }
 
+/// Its drained segments are looked into one by one, and a failover has taken back what was drained from them.
+#[test]
+fn a_process_that_starts_again_takes_back_nothing_that_it_told() {
+    let stack = Stack::private();
+    let (scene, dir) = scene(&stack, "untold", 1);
+    let scene = scene.set("SPOOL_SEGMENT_BYTES", "1MiB");
+    scene.produce(&PLAN, 0, 1_000);
+    let mut first = scene.daemon();
+    scene.wait_until_read(1_000, Duration::from_secs(60));
+    assert!(first.terminate(Duration::from_secs(15)).0.success());
+    copy_database(&stack, &scene, 1);
+    first = scene.daemon();
+    wait_until(&first, "live", 1);
+    let instance = first.status().unwrap()["instance"].as_str().unwrap().to_owned();
+    stack.run(&["stop", "postgres", "immediate"]);
+    scene.produce(&PLAN, 1_000, 10_000);
+    wait_until(&first, "spooling", 1);
+    wait_for("the spool holds what came", Duration::from_secs(60), || held_count(&scene, &dir) >= 9_000);
+    stack.run(&["start", "postgres"]);
+    scene.wait_until_read(10_000, Duration::from_secs(120));
+    check_drained(&scene, &first, &dir);
+    assert!(first.terminate(Duration::from_secs(15)).0.success());
+    scene.delete_records(0, -1);
+    // The standby had got what was told when the outage ended, and not yet the position that followed.
+    fail_over(&stack, &scene, 0);
+    scene.sql(&format!(
+        "INSERT INTO audit_events.spool_ranges (instance_id, stream_id, partition, start_offset, end_offset) \
+         SELECT '{instance}', stream_id, partition_id, next_offset, next_offset + 9000 FROM audit_events.consumer_offsets"
+    ));
+    let mut second = scene.daemon_with(&[("SPOOL_DIR", "off"), ("GAP_WAIT_MS", "12000")]);
+    second.wait_for_hold("records_deleted");
+    // The gap is overdue, and only what is told keeps it from being declared.
+    std::thread::sleep(Duration::from_secs(15));
+    let mut first = scene.daemon();
+    scene.wait_until_read(10_000, Duration::from_secs(120));
+    check_drained(&scene, &first, &dir);
+    for daemon in [&mut first, &mut second] {
+        assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    }
+    let report = scene.verify();
+    report.check(PLAN.totals(10_000));
+    assert_eq!((report.total("absent"), report.total("gaps")), (0, 0));
+}
+
 #[test]
 fn files_that_may_not_grow_pause_and_drop_nothing() {
     let stack = Stack::private();

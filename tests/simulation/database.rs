@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use audit_consumer::model::batch::{Batch, Entry, Fate as BatchFate};
 use audit_consumer::model::position::{Epoch, OffsetRange, StreamPartition};
 use audit_consumer::model::rejection::RejectionCode;
-use audit_consumer::store::{CommitPath, CommittedPart, StalePart, StoreError, copy};
+use audit_consumer::store::{CommitPath, CommittedPart, StalePart, StoreError, Telling, copy};
 use uuid::Uuid;
 
 use crate::kafka::{Kafka, RecordKind, at, audit_id};
@@ -52,6 +52,24 @@ pub(crate) struct Tables {
     pub(crate) kept: BTreeMap<usize, (usize, i64)>,
     pub(crate) gaps: Vec<Gap>,
     pub(crate) spool_ranges: BTreeMap<Uuid, Vec<(StreamPartition, OffsetRange)>>,
+}
+
+impl Tables {
+    /// Writes what an instance holds.
+    pub(crate) fn tell(
+        &mut self,
+        instance: Uuid,
+        ranges: &[(StreamPartition, OffsetRange)],
+        telling: Telling,
+    ) {
+        let is_passed = |(key, range): &(StreamPartition, OffsetRange)| {
+            let row = self.rows[key.partition.0 as usize].as_ref();
+            row.is_some_and(|row| range.end().as_i64() <= row.next)
+        };
+        let told = self.spool_ranges.entry(instance).or_default();
+        told.retain(|range| telling == Telling::More && !is_passed(range));
+        told.extend_from_slice(ranges);
+    }
 }
 
 /// What the server does with questions.

@@ -54,6 +54,12 @@ pub(crate) const GUARDS: &[Guard] = &[
         property: "no gap is declared over what a spool holds",
         seed_max: 5000,
     },
+    Guard {
+        mutant: Mutant::Untold,
+        switch: Some("mutant_untold"),
+        property: "who tells all that it holds leaves nothing out",
+        seed_max: 5000,
+    },
 ];
 
 /// Whether the program was built with its switches.

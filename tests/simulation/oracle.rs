@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use audit_consumer::model::position::OffsetRange;
+use audit_consumer::model::position::{OffsetRange, StreamPartition};
 use audit_consumer::model::rejection::RejectionCode;
 use audit_consumer::spool::Spool;
 
@@ -83,6 +83,30 @@ pub(crate) fn gap_is_right(world: &World, declarer: &Arc<Process>, partition: us
             world.violate("no gap is declared over what a spool holds", detail);
             return;
         }
+    }
+}
+
+/// Who tells all that it holds leaves nothing out that PostgreSQL lacks.
+pub(crate) fn all_is_told(world: &World, teller: &Process, told: &[(StreamPartition, OffsetRange)]) {
+    let untold = {
+        let (machines, database) = (lock(&world.machines), lock(&world.database));
+        let machine = &machines[usize::from(teller.index)];
+        let rows = database.tables.rows.iter().enumerate().filter(|_| !machine.has_failed);
+        let mut untold = rows.filter_map(|(partition, row)| {
+            let is_told = |offset: i64| {
+                let of_partition = told.iter().filter(|(of, _)| *of == key(partition));
+                of_partition
+                    .into_iter()
+                    .any(|(_, range)| range.start() <= at(offset) && at(offset) < range.end())
+            };
+            let mut lacked = machine.acknowledged[partition].range(row.as_ref()?.next..);
+            lacked.find(|offset| !is_told(**offset)).map(|offset| (partition, *offset))
+        });
+        untold.next()
+    };
+    if let Some((partition, offset)) = untold {
+        let detail = format!("process {}, partition {partition}: {offset}, told {told:?}", teller.index);
+        world.violate("who tells all that it holds leaves nothing out", detail);
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) enum Mutant {
     LiveBeforeDrain,
     /// A gap is declared whatever spools hold.
     GapOverSpools,
+    /// Each telling of what a spool holds replaces the one before.
+    Untold,
 }
 
 /// What fails.

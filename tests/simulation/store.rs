@@ -9,13 +9,14 @@ use audit_consumer::model::federated::FederatedSources;
 use audit_consumer::model::position::{Epoch, OffsetRange, StreamPartition};
 use audit_consumer::store::{
     Answer, Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, CommitOutcome, CommitPath, GapAnswer,
-    GapDeclaration, SessionPurpose, Store, StoreError, StoreSession,
+    GapDeclaration, SessionPurpose, Store, StoreError, StoreSession, Telling,
 };
 use uuid::Uuid;
 
 use crate::claims;
 use crate::database::{ServerMode, broken, contended, misconfigured, timed_out, unavailable};
 use crate::kafka::at;
+use crate::oracle;
 use crate::transaction::{Commit, Transaction, life};
 use crate::world::{Process, World, lock};
 
@@ -324,9 +325,13 @@ impl StoreSession for SimSession {
         &mut self,
         instance: Uuid,
         ranges: &[(StreamPartition, OffsetRange)],
+        telling: Telling,
     ) -> Result<(), StoreError> {
         self.ask(Wish::Write).await?;
-        lock(&self.store.world.database).tables.spool_ranges.insert(instance, ranges.to_vec());
+        if telling == Telling::All {
+            oracle::all_is_told(&self.store.world, &self.store.process, ranges);
+        }
+        lock(&self.store.world.database).tables.tell(instance, ranges, telling);
         self.answer().await
     }
 

@@ -32,7 +32,7 @@ use crate::spool::disk::LocalDisk;
 use crate::spool::{
     self, Inspection, PartitionRanges, Quarantined, QuarantinedWhen, Recovery, Spool, SpoolError, joined,
 };
-use crate::store::{Session, SessionPurpose, StoreError, StoreSettings};
+use crate::store::{Session, SessionPurpose, StoreError, StoreSettings, Telling};
 
 /// How many batches of a gap are read ahead.
 const READ_AHEAD_COUNT: usize = 2;
@@ -178,7 +178,8 @@ impl Drain {
 
     async fn publish(&self, session: &mut Session) -> anyhow::Result<()> {
         let ranges = joined(&self.with_spool(|spool| spool.held()));
-        Ok(session.publish_spool_ranges(self.store.instance, &ranges).await?)
+        // Every drained segment was looked into, and what PostgreSQL lacks of them is held again.
+        Ok(session.publish_spool_ranges(self.store.instance, &ranges, Telling::All).await?)
     }
 
     /// Passes over the spool until one stores nothing more; returns what that one said.

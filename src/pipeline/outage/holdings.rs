@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::UNREADABLE_HOLD;
+use crate::failpoint;
 use crate::model::position::{Offset, OffsetRange, StreamPartition};
 use crate::model::spool::ranges;
 use crate::observe::board::OwnedPartition;
@@ -10,7 +11,7 @@ use crate::pipeline::spooler::{SharedSpool, with_spool};
 use crate::pipeline::{Pipeline, RELEASE_TIMEOUT};
 use crate::spool::disk::Disk;
 use crate::spool::{PartitionRanges, joined};
-use crate::store::{SessionPurpose, Store, StoreError, StoreSession};
+use crate::store::{SessionPurpose, Store, StoreError, StoreSession, Telling};
 
 impl<S: Store, D: Disk> Pipeline<S, D> {
     /// Brings what is known of the spool up to date, before offers are placed.
@@ -71,8 +72,14 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
     pub(in crate::pipeline) async fn restore(&mut self, key: StreamPartition, position: Offset) -> bool {
         let Some(outage) = &self.outage else { return false };
         let is_restored = restore(&outage.spool, key, position).await;
+        if is_restored.is_none()
+            && let Some(outage) = &mut self.outage
+        {
+            // It may be there all the same, so it is not to be declared a gap.
+            outage.unreadable_until = Some(self.clock.monotonic() + UNREADABLE_HOLD);
+        }
         self.refresh_held().await;
-        is_restored
+        is_restored.unwrap_or(false)
     }
 
     /// Looks into one drained segment of an earlier process, of which nobody knows yet what it keeps.
@@ -129,17 +136,24 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
 
     /// Writes to `spool_ranges` what the spool holds, and what it keeps of drained records that PostgreSQL lacks, when that
     /// has changed.
-    pub(in crate::pipeline) async fn publish_ranges(&mut self) {
+    pub(in crate::pipeline) async fn publish_ranges(&mut self, telling: Telling) {
         let Some(outage) = &self.outage else { return };
         let told: Vec<PartitionRanges> = outage.held.values().chain(&outage.lacking).cloned().collect();
         let ranges = joined(&told);
         if outage.published.as_ref() == Some(&ranges) {
             return;
         }
+        // Another session may be another PostgreSQL, which lacks more.
+        let telling = match telling {
+            _ if failpoint::is_on("mutant_untold") => Telling::All,
+            Telling::All if self.session.is_some() => Telling::All,
+            Telling::All | Telling::More => Telling::More,
+        };
         let Some(mut session) = self.take_session().await else { return };
         let instance = self.settings.store.instance();
         let asked =
-            tokio::time::timeout(RELEASE_TIMEOUT, session.publish_spool_ranges(instance, &ranges)).await;
+            tokio::time::timeout(RELEASE_TIMEOUT, session.publish_spool_ranges(instance, &ranges, telling))
+                .await;
         match asked.unwrap_or_else(|_elapsed| Err(StoreError::no_answer("publish spool ranges"))) {
             Ok(()) => {
                 self.session = Some(session);
@@ -152,17 +166,23 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
     }
 }
 
-/// Has the spool hold again what was drained of `key` behind `position`. Whether there is such.
-pub(super) async fn restore<D: Disk>(spool: &SharedSpool<D>, key: StreamPartition, position: Offset) -> bool {
+/// Has the spool hold again what was drained of `key` behind `position`. Whether there is such; `None`: the disk does not
+/// tell.
+pub(super) async fn restore<D: Disk>(
+    spool: &SharedSpool<D>,
+    key: StreamPartition,
+    position: Offset,
+) -> Option<bool> {
     match with_spool(spool, move |spool| spool.restore(key, position)).await {
         Some(Ok(true)) => {
             tracing::warn!(partition = %key, %position, "postgresql has lost what was drained; the spool holds it again");
-            true
+            Some(true)
         }
-        Some(Ok(false)) | None => false,
+        Some(Ok(false)) => Some(false),
         Some(Err(error)) => {
             tracing::warn!(partition = %key, %error, "drained segments of the spool were not held again; it is tried again");
-            false
+            None
         }
+        None => None,
     }
 }

@@ -29,7 +29,7 @@ use crate::pipeline::{Pipeline, RELEASE_TIMEOUT};
 use crate::source::{Presence, Source};
 use crate::spool::disk::Disk;
 use crate::spool::{PartitionRanges, joined};
-use crate::store::{Claim, Store, StoreError, StoreSession};
+use crate::store::{Claim, Store, StoreError, StoreSession, Telling};
 
 /// A partition of which Kafka may have no more what the spool has.
 #[derive(Debug, Clone)]
@@ -69,17 +69,19 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         let held: Vec<PartitionRanges> = outage.held.values().cloned().collect();
         let keys: BTreeSet<StreamPartition> =
             held.iter().chain(&outage.drained).map(|ranges| ranges.key).collect();
+        let is_all_known = outage.look_into_at.is_none();
+        let seen = if keys.is_empty() { Some(Seen::default()) } else { self.look_up(&held, &keys).await };
+        // What is not known to be in PostgreSQL stays told.
+        let telling = if is_all_known && seen.is_some() { Telling::All } else { Telling::More };
         let mut drained = Vec::new();
-        if !keys.is_empty()
-            && let Some(seen) = self.look_up(&held, &keys).await
-        {
+        if let Some(seen) = seen {
             self.say_gaps(&seen);
             self.note_lacking(&seen);
             drained = self.drained_positions(&seen);
             self.start_strays(&held, seen, now);
         }
         self.mark_drained(drained).await;
-        self.publish_ranges().await;
+        self.publish_ranges(telling).await;
     }
 
     async fn look_up(&mut self, held: &[PartitionRanges], keys: &BTreeSet<StreamPartition>) -> Option<Seen> {

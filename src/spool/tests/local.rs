@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -177,7 +178,7 @@ fn drained_segments_are_held_again_from_the_oldest_that_is_wanted() {
 }
 
 #[test]
-fn what_can_be_held_again_is_told_after_a_restart_too_and_nothing_before_damage() {
+fn what_can_be_held_again_is_told_after_a_restart_too_and_damage_is_set_aside() {
     let directory = tempfile::tempdir().unwrap();
     let limits = SpoolLimits { segment_len_bytes: 0, ..LIMITS };
     let (mut spool, _) = open(directory.path(), limits).unwrap();
@@ -211,10 +212,42 @@ fn what_can_be_held_again_is_told_after_a_restart_too_and_nothing_before_damage(
     bytes[middle] ^= 1;
     fs::write(&second, bytes).unwrap();
     while spool.look_into_drained().unwrap() {}
-    assert_eq!(told(&spool), [(10, 20)]);
+    // What is damaged is set aside, and takes nothing older with it.
+    assert_eq!(told(&spool), [(0, 5), (10, 20)]);
+    assert_eq!(spool.stats().quarantined_file_count, 1);
     assert!(spool.restore(key(0), at(0)).unwrap());
-    assert_eq!(spool.held()[0].ranges[0].start(), at(10));
-    assert!(!spool.restore(key(0), at(0)).unwrap(), "what is damaged is not looked through again");
+    let ranges = |spool: &Spool| -> Vec<(i64, i64)> {
+        spool.held()[0].ranges.iter().map(|range| (range.start().as_i64(), range.end().as_i64())).collect()
+    };
+    assert_eq!(ranges(&spool), [(0, 5), (10, 20)]);
+    assert!(!spool.restore(key(0), at(0)).unwrap(), "all of it is held again");
+    drop(spool);
+    let (spool, recovery) = open(directory.path(), limits).unwrap();
+    assert_eq!((ranges(&spool), recovery.missing), (vec![(0, 5), (10, 20)], vec![]));
+}
+
+#[test]
+fn what_a_failover_took_back_is_not_pruned_and_makes_no_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = SpoolLimits { segment_len_bytes: 0, keep: Duration::from_millis(1), ..LIMITS };
+    let (mut spool, _) = open(directory.path(), limits).unwrap();
+    for index in 0..3 {
+        spool.append(&keyed(&[small_chunk(0, index * 5, 5)]), 1).unwrap();
+    }
+    let room_len_bytes = spool.stats().room_len_bytes;
+    spool.mark_drained(key(0), at(15), 1).unwrap();
+    assert!(spool.stats().room_len_bytes > room_len_bytes);
+    spool.mark_drained(key(0), at(5), 1).unwrap();
+    spool.prune(1_000).unwrap();
+    let told = |spool: &Spool| -> Vec<(i64, i64)> {
+        let drained = spool.drained();
+        let ranges = drained.iter().flat_map(|drained| &drained.ranges);
+        ranges.map(|range| (range.start().as_i64(), range.end().as_i64())).collect()
+    };
+    assert_eq!(told(&spool), [(5, 15)], "the first one is PostgreSQL's");
+    spool.mark_drained(key(0), at(15), 1).unwrap();
+    spool.prune(1_000).unwrap();
+    assert_eq!(told(&spool), []);
 }
 
 /// Its segment stays for another partition, so it is in none that was moved; found by the simulation.

@@ -85,7 +85,7 @@ fn a_token_is_read_from_its_file_again_before_it_expires() {
         log.contains("connections to kafka fail until this is mended")
             && log.contains("KAFKA_SASL_TOKEN_FILE")
     });
-    replace(&path, &token(60));
+    replace(&path, &token(600));
     check_end_to_end(&scene, 3);
     finish(&scene, daemon);
 }
