@@ -1,6 +1,6 @@
 //! What rdkafka's safe interface does not give: a topic's id, the end of a partition as last fetched, headers whose
 //! keys are any bytes (the safe accessor panics on one that is not UTF-8), to read and to send, another password or
-//! token for a client that lives, and the errors of a client whose queue nobody polls.
+//! token, or brokers, for a client that lives, and the errors of a client whose queue nobody polls.
 //!
 //! The one module with `unsafe` code. Each block names what librdkafka (rdkafka.h, 2.12) promises for it.
 #![expect(unsafe_code, reason = "librdkafka functions that rdkafka does not wrap; see the module's text")]
@@ -282,6 +282,29 @@ pub(crate) fn set_token<C: ClientContext>(
     }
 }
 
+/// Whether the client has a connection to any broker now. Asks that one for metadata, and does not wait.
+pub(crate) fn has_broker<C: ClientContext>(client: &Client<C>) -> bool {
+    let mut metadata = ptr::null();
+    // SAFETY: the client lives; no topic may be null; metadata that was given is ours to destroy, once.
+    unsafe {
+        let code = rd::rd_kafka_metadata(client.native_ptr(), 0, ptr::null_mut(), &raw mut metadata, 0);
+        if !metadata.is_null() {
+            rd::rd_kafka_metadata_destroy(metadata);
+        }
+        code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TRANSPORT
+    }
+}
+
+/// Gives the client `brokers`, separated by commas, to start from, as `bootstrap.servers` did. Those that it knows already
+/// stay as they are.
+pub(crate) fn add_brokers<C: ClientContext>(client: &Client<C>, brokers: &str) {
+    let Ok(brokers) = c_text(brokers) else { return };
+    // SAFETY: the client lives; the text is terminated and copied.
+    unsafe {
+        rd::rd_kafka_brokers_add(client.native_ptr(), brokers.as_ptr());
+    }
+}
+
 /// Takes what waits in the main queue of a client that nobody polls, and returns the errors in it: code and words.
 /// Everything else there is thrown away.
 pub(crate) fn queued_errors<C: ClientContext>(client: &Client<C>) -> Vec<(RDKafkaErrorCode, String)> {
@@ -309,5 +332,5 @@ pub(crate) fn queued_errors<C: ClientContext>(client: &Client<C>) -> Vec<(RDKafk
 }
 
 fn c_text(text: &str) -> Result<CString, String> {
-    CString::new(text).map_err(|_nul| "a NUL byte in a user name, password or token".to_owned())
+    CString::new(text).map_err(|_nul| "a NUL byte in a setting of kafka".to_owned())
 }

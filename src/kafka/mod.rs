@@ -5,14 +5,21 @@
 //! is about to be used, and gives it what has changed; librdkafka then logs in with that from its next connection on.
 //! So a password is changed at the broker and in the file, in either order, without a restart.
 //!
+//! librdkafka (2.12) also forgets every broker, those of `bootstrap.servers` too, when one answers that there is none, as
+//! the only broker of a cluster can while it starts. It then has nobody to ask any more, and never comes back by itself. So a [`Link`] also
+//! gives a client that has had no broker for [`LOST_AFTER`] those of the settings again.
+//!
 //! Never here: topics, groups, records.
 
 mod probe;
 mod refusal;
+#[cfg(test)]
+mod tests;
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::client::{Client, ClientContext, OAuthToken};
@@ -22,8 +29,13 @@ use rdkafka::error::{KafkaError, KafkaResult};
 
 use crate::config::{KafkaLogin, KafkaProperties, Secret, SecretFile, SecretFileError, TokenClaims};
 use crate::native;
+use crate::observe::Clock;
 
 pub(crate) use refusal::Refusal;
+
+/// How often a client that is in use is asked whether it has a broker, and how long it must have had none.
+const ASK_INTERVAL: Duration = Duration::from_secs(10);
+const LOST_AFTER: Duration = Duration::from_secs(30);
 
 /// librdkafka's configuration for a client that is made now.
 ///
@@ -48,6 +60,7 @@ pub(crate) fn client_config(properties: &KafkaProperties) -> KafkaResult<ClientC
 /// How one client logs in, and why it was refused, if it was. The context of clients that need no other.
 #[derive(Debug)]
 pub(crate) struct Link {
+    brokers: String,
     login: KafkaLogin,
     ca_file: Option<PathBuf>,
     state: Mutex<LinkState>,
@@ -59,14 +72,21 @@ struct LinkState {
     given: Option<Secret>,
     /// Why brokers, or our own files, keep us out.
     refusal: Option<Refusal>,
+    /// When the client was asked last whether it has a broker, and since when it has none.
+    asked_at: Option<Instant>,
+    lost_since: Option<Instant>,
 }
 
 impl Link {
     pub(crate) fn new(properties: &KafkaProperties) -> Self {
-        let ca_file = properties.given.iter().find(|(name, _)| name == "ssl.ca.location");
+        let given = |wanted: &str| {
+            let found = properties.given.iter().find(|(name, _)| name == wanted);
+            found.map(|(_, value)| value.clone())
+        };
         Self {
+            brokers: given("bootstrap.servers").unwrap_or_default(),
             login: properties.login.clone(),
-            ca_file: ca_file.map(|(_, path)| PathBuf::from(path)),
+            ca_file: given("ssl.ca.location").map(PathBuf::from),
             state: Mutex::default(),
         }
     }
@@ -75,9 +95,10 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives `client` the password or the token that the file holds now, if it has another one. To be called before a
-    /// new client is used, and then before each use: cheap, reads a small file at most.
+    /// Gives `client` the password or the token that the file holds now, if it has another one, and brokers, if it has
+    /// lost all. To be called before a new client is used, and then before each use: cheap, reads a small file at most.
     pub(crate) fn refresh<C: ClientContext>(&self, client: &Client<C>) {
+        self.keep_brokers(client, Clock::default().monotonic());
         let outcome = match (&self.login.password_file, &self.login.token_file) {
             (Some(file), _) => file.read().map_err(|error| error.to_string()).and_then(|password| {
                 let username = self.login.username.as_deref().unwrap_or_default();
@@ -88,6 +109,29 @@ impl Link {
         };
         if let Err(why) = outcome {
             self.refused(Refusal { why, unverified: None });
+        }
+    }
+
+    fn keep_brokers<C: ClientContext>(&self, client: &Client<C>, now: Instant) {
+        let is_due = |at: Instant| now.saturating_duration_since(at) >= ASK_INTERVAL;
+        let mut state = self.state();
+        if !state.asked_at.is_none_or(is_due) {
+            return;
+        }
+        state.asked_at = Some(now);
+        drop(state);
+        let is_lost = !native::has_broker(client);
+        let mut state = self.state();
+        let lost_since = is_lost.then(|| state.lost_since.unwrap_or(now));
+        let is_overdue = lost_since.is_some_and(|since| now.saturating_duration_since(since) >= LOST_AFTER);
+        state.lost_since = lost_since.filter(|_| !is_overdue);
+        drop(state);
+        if is_overdue {
+            tracing::debug!(
+                brokers = self.brokers,
+                "a client has had no broker for long; it starts from these again"
+            );
+            native::add_brokers(client, &self.brokers);
         }
     }
 

@@ -34,7 +34,7 @@ impl Telling {
             Self::All => "DELETE FROM audit_events.spool_ranges WHERE instance_id = $1",
             Self::More => {
                 "DELETE FROM audit_events.spool_ranges AS r USING audit_events.consumer_offsets AS o \
-                  WHERE r.instance_id = $1 AND o.stream_id = r.stream_id AND o.partition_id = r.partition \
+                  WHERE r.instance_id = $1 AND o.stream_id = r.stream_id AND o.partition = r.partition \
                     AND r.end_offset <= o.next_offset"
             }
         }

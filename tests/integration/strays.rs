@@ -312,7 +312,7 @@ fn a_process_that_starts_again_takes_back_nothing_that_it_told() {
     fail_over(&stack, &scene, 0);
     scene.sql(&format!(
         "INSERT INTO audit_events.spool_ranges (instance_id, stream_id, partition, start_offset, end_offset) \
-         SELECT '{instance}', stream_id, partition_id, next_offset, next_offset + 9000 FROM audit_events.consumer_offsets"
+         SELECT '{instance}', stream_id, partition, next_offset, next_offset + 9000 FROM audit_events.consumer_offsets"
     ));
     let mut second = scene.daemon_with(&[("SPOOL_DIR", "off"), ("GAP_WAIT_MS", "12000")]);
     second.wait_for_hold("records_deleted");

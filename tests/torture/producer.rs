@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::message::{DeliveryResult, Message};
-use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext, PurgeConfig, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 
 use crate::ledger::{Entry, Kind, Ledger};
@@ -20,6 +20,10 @@ const TRANSACTION_RECORD_COUNT: u64 = 20;
 const TRANSACTION_PAUSE: Duration = Duration::from_millis(250);
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(10);
+/// How many records of the steady producer may be under way, and how long it may have no answer; a broker that is
+/// killed is back before.
+const IN_FLIGHT_MAX: i32 = 25_000;
+const STUCK_AFTER: Duration = Duration::from_secs(90);
 
 /// What all producers of a run share.
 #[derive(Debug)]
@@ -41,9 +45,15 @@ struct Reports {
     feed: Arc<Feed>,
     /// Of a transaction: what it delivered, until its end is known.
     held: Option<Mutex<Vec<(i32, i64, Entry)>>>,
+    /// How many records were acknowledged or given up.
+    settled_count: AtomicU64,
 }
 
 impl Reports {
+    fn new(feed: &Arc<Feed>, held: Option<Mutex<Vec<(i32, i64, Entry)>>>) -> Self {
+        Self { feed: Arc::clone(feed), held, settled_count: AtomicU64::new(0) }
+    }
+
     /// Writes down what the transaction delivered.
     fn settle(&self, kind: impl Fn(Kind) -> Kind) {
         let Some(held) = &self.held else { return };
@@ -81,6 +91,7 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        self.settled_count.fetch_add(1, Ordering::SeqCst);
         let Some(entry) = Entry::unpack(u64::try_from(opaque).unwrap_or(0)) else { return };
         match (result, &self.held) {
             (Ok(message), None) => self.feed.note(message.partition(), message.offset(), entry),
@@ -119,17 +130,46 @@ fn partition_of(random: &mut Random, feed: &Feed) -> i32 {
     i32::try_from(random.within(0..count)).unwrap_or(0)
 }
 
+/// The producer of [`send_steadily`]. librdkafka forgets all brokers when one that starts says that there is none, and
+/// is stuck then: so one that gets no answer for long is replaced, and what it had under way counts as given up.
+struct Steady {
+    producer: ThreadedProducer<Reports>,
+    settled_count: u64,
+    moved_at: Instant,
+}
+
+impl Steady {
+    fn new(feed: &Arc<Feed>) -> anyhow::Result<Self> {
+        let mut config = feed.config();
+        // A broker that is away must not make records fail whose fate nobody then knows.
+        config.set("message.timeout.ms", "600000");
+        let producer = config.create_with_context(Reports::new(feed, None))?;
+        Ok(Self { producer, settled_count: 0, moved_at: Instant::now() })
+    }
+
+    /// Whether it has answers to wait for and gets none.
+    fn is_stuck(&mut self) -> bool {
+        let settled_count = self.producer.context().settled_count.load(Ordering::SeqCst);
+        if settled_count != self.settled_count || self.producer.in_flight_count() == 0 {
+            (self.settled_count, self.moved_at) = (settled_count, Instant::now());
+        }
+        self.moved_at.elapsed() > STUCK_AFTER
+    }
+
+    /// Gives up what is under way.
+    fn give_up(&self) {
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        drop(self.producer.flush(Duration::from_secs(10)));
+    }
+}
+
 /// Sends so many records a second until the feed is over; returns when all are acknowledged or given up.
 pub(crate) fn send_steadily(
     feed: &Arc<Feed>,
     records_per_second: u64,
     mut random: Random,
 ) -> anyhow::Result<()> {
-    let reports = Reports { feed: Arc::clone(feed), held: None };
-    let mut config = feed.config();
-    // A broker that is away must not make records fail whose fate nobody then knows.
-    config.set("message.timeout.ms", "600000");
-    let producer: ThreadedProducer<Reports> = config.create_with_context(reports)?;
+    let mut steady = Steady::new(feed)?;
     let started_at = Instant::now();
     let mut sent_count = 0;
     while !feed.is_over.load(Ordering::SeqCst) {
@@ -137,24 +177,33 @@ pub(crate) fn send_steadily(
         let wanted_count = millis * records_per_second / 1000;
         // What was not sent while the queue was full is not made up for at once.
         sent_count = sent_count.max(wanted_count.saturating_sub(records_per_second));
-        while sent_count < wanted_count {
+        while sent_count < wanted_count && steady.producer.in_flight_count() < IN_FLIGHT_MAX {
             let index = feed.next_index.fetch_add(1, Ordering::SeqCst);
-            send(&producer, feed, index, partition_of(&mut random, feed));
+            send(&steady.producer, feed, index, partition_of(&mut random, feed));
             sent_count += 1;
+        }
+        if steady.is_stuck() {
+            eprintln!("torture: librdkafka's producer was stuck, and is replaced");
+            steady.give_up();
+            steady = Steady::new(feed)?;
         }
         std::thread::sleep(TICK);
     }
-    producer.flush(Duration::from_secs(600))?;
+    while steady.producer.flush(Duration::from_secs(1)).is_err() {
+        if steady.is_stuck() {
+            steady.give_up();
+            break;
+        }
+    }
     Ok(())
 }
 
 /// Sends so many events to a partition and waits until they are acknowledged. Events only: what no other record repeats
 /// may be lost without a trace in the account of others.
 pub(crate) fn send_events(feed: &Arc<Feed>, partition: i32, count: usize) -> anyhow::Result<()> {
-    let reports = Reports { feed: Arc::clone(feed), held: None };
     let mut config = feed.config();
     config.set("message.timeout.ms", "60000");
-    let producer: ThreadedProducer<Reports> = config.create_with_context(reports)?;
+    let producer: ThreadedProducer<Reports> = config.create_with_context(Reports::new(feed, None))?;
     let mut sent_count = 0;
     while sent_count < count {
         let index = feed.next_index.fetch_add(1, Ordering::SeqCst);
@@ -201,7 +250,7 @@ enum End {
 }
 
 fn transactional(feed: &Arc<Feed>) -> anyhow::Result<ThreadedProducer<Reports>> {
-    let reports = Reports { feed: Arc::clone(feed), held: Some(Mutex::default()) };
+    let reports = Reports::new(feed, Some(Mutex::default()));
     let mut config = feed.config();
     config.set("transactional.id", "torture-producer").set("transaction.timeout.ms", "10000");
     let producer: ThreadedProducer<Reports> = config.create_with_context(reports)?;
