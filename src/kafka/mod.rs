@@ -5,9 +5,9 @@
 //! is about to be used, and gives it what has changed; librdkafka then logs in with that from its next connection on.
 //! So a password is changed at the broker and in the file, in either order, without a restart.
 //!
-//! librdkafka (2.12) also forgets every broker, those of `bootstrap.servers` too, when one answers that there is none, as
-//! the only broker of a cluster can while it starts. It then has nobody to ask any more, and never comes back by itself. So a [`Link`] also
-//! gives a client that has had no broker for [`LOST_AFTER`] those of the settings again.
+//! librdkafka (2.12) drops brokers that others do not name any more, those of `bootstrap.servers` too, and was seen with
+//! none at all after the only broker of a cluster had started anew. It then has nobody to ask, and never comes back. So a
+//! [`Link`] also gives a client that has had no broker for [`LOST_AFTER`] those of the settings again.
 //!
 //! Never here: topics, groups, records.
 

@@ -130,8 +130,8 @@ fn partition_of(random: &mut Random, feed: &Feed) -> i32 {
     i32::try_from(random.within(0..count)).unwrap_or(0)
 }
 
-/// The producer of [`send_steadily`]. librdkafka forgets all brokers when one that starts says that there is none, and
-/// is stuck then: so one that gets no answer for long is replaced, and what it had under way counts as given up.
+/// The producer of [`send_steadily`]. librdkafka was seen without any broker after a restart of
+/// the only one, and stuck: so one that gets no answer for long is replaced, and what it had under way counts as given up.
 struct Steady {
     producer: ThreadedProducer<Reports>,
     settled_count: u64,
