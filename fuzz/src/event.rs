@@ -1,7 +1,7 @@
 //! Decoding: what is accepted says what `serde_json` and `chrono` read in the same bytes, and can be stored, shown and
 //! decoded again; what is refused is refused for the reason that the text gives.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -13,6 +13,7 @@ use audit_consumer::model::rejection::{DETAIL_MAX_LEN_BYTES, Rejection, Rejectio
 use audit_consumer::store::copy::{encode_event, ids_of};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 /// The deepest nesting that is decoded.
@@ -416,8 +417,23 @@ fn check_lines(event: &Event<'_>, assume_utc: AssumeUtc) {
     assert_eq!(check_line(&again, Projection::Events), line);
 }
 
+/// The text of a `jsonb`: of equal keys the last, in an order of its own, and every digit of a number.
+fn jsonb(json: &str) -> String {
+    type Raw = Box<RawValue>;
+    let text = |text: &str| serde_json::to_string(text).unwrap();
+    let json = json.trim();
+    if let Ok(object) = serde_json::from_str::<BTreeMap<String, Raw>>(json) {
+        let entries = object.iter().map(|(key, value)| format!("{}:{}", text(key), jsonb(value.get())));
+        return format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
+    }
+    if let Ok(list) = serde_json::from_str::<Vec<Raw>>(json) {
+        let items = list.iter().map(|value| jsonb(value.get()));
+        return format!("[{}]", items.collect::<Vec<_>>().join(","));
+    }
+    serde_json::from_str::<String>(json).map_or_else(|_no_text| json.to_owned(), |string| text(&string))
+}
+
 fn check_line(event: &Event<'_>, projection: Projection) -> String {
-    let jsonb = |json: &str| serde_json::from_str::<Value>(json).unwrap().to_string();
     let (score, address) = (decimal(event.trust_score), event.caller_ip_address.to_string());
     let (metadata, extra) = (jsonb(&event.metadata), event.extra.as_deref().map(jsonb));
     let row = EventRow {
