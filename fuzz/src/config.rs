@@ -138,7 +138,11 @@ variables! {
 /// Checks the settings that `bytes` name: `VARIABLE=value` or `NUMBER=value`, apart by U+0001.
 pub fn check(bytes: &[u8]) {
     // The environment holds no U+0000, and a command line neither.
-    let text = String::from_utf8_lossy(bytes).replace('\0', "");
+    let mut text = String::from_utf8_lossy(bytes).replace('\0', "");
+    // The secret stands only where we put it.
+    while text.contains(SECRET) {
+        text = text.replace(SECRET, "");
+    }
     let mut settings = Settings::default();
     for entry in text.split('\u{1}') {
         let Some((name, value)) = entry.split_once('=') else { continue };

@@ -64,7 +64,8 @@ fn check_line(line: &[u8]) {
     }
 }
 
-/// A CRC-32C finds every change within 32 bits that follow each other, so every change of one byte.
+/// A CRC-32C finds every change within 32 bits that follow each other, so every change of one byte. It does not count bytes
+/// of 0 while its register is 0, so one of those may be missing; JSON text has none.
 fn check_damage(line: &[u8]) {
     let seed = usize::try_from(Checksum::of(line).0).unwrap_or_default();
     for round in 0..4 {
@@ -78,7 +79,8 @@ fn check_damage(line: &[u8]) {
         other[at] ^= u8::try_from(1 + (seed >> round) % 255).unwrap();
         assert!(parse_line(&other).is_err(), "byte {at} is another one: {}", String::from_utf8_lossy(&other));
         other.remove(at);
-        assert!(split_checksum(&other).is_err(), "byte {at} is missing: {}", String::from_utf8_lossy(&other));
+        let is_noticed = split_checksum(&other).is_err() || line.contains(&0);
+        assert!(is_noticed, "byte {at} is missing: {}", String::from_utf8_lossy(&other));
         assert!(split_checksum(&line[..at]).is_err(), "the line is cut at {at}");
     }
 }
