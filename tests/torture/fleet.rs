@@ -58,6 +58,8 @@ pub(crate) struct Unexpected {
 struct Daemon {
     child: Option<Child>,
     leave: Leave,
+    /// By SIGSTOP.
+    is_stopped: bool,
     /// Whether it is started again.
     is_wanted: bool,
     start_at: Instant,
@@ -100,6 +102,7 @@ impl Fleet {
                 Mutex::new(Daemon {
                     child: None,
                     leave: Leave::None,
+                    is_stopped: false,
                     is_wanted: true,
                     start_at: Instant::now(),
                     began_at: Instant::now(),
@@ -139,7 +142,8 @@ impl Fleet {
         let mut daemon = self.lock(index);
         match daemon.child.as_mut().map(Child::try_wait) {
             Some(Ok(None)) => {
-                if matches!(daemon.leave, Leave::Asked(since) if since.elapsed() > END_PATIENCE) {
+                let is_late = matches!(daemon.leave, Leave::Asked(since) if since.elapsed() > END_PATIENCE);
+                if is_late && !daemon.is_stopped {
                     self.report(index, format!("does not end within {END_PATIENCE:?} of SIGTERM"));
                     signal(&daemon, Signal::KILL);
                     daemon.leave = Leave::Killed;
@@ -171,6 +175,7 @@ impl Fleet {
         }
         daemon.child = None;
         daemon.leave = Leave::None;
+        daemon.is_stopped = false;
         daemon.start_at = Instant::now() + RESTART_AFTER;
     }
 
@@ -240,9 +245,15 @@ impl Fleet {
         signal(&daemon, Signal::TERM)
     }
 
-    /// Stops or continues a daemon.
+    /// Stops or continues a daemon. One that was asked to end has as long as ever from when it goes on.
     pub(crate) fn signal(&self, index: usize, which: Signal) -> bool {
-        signal(&self.lock(index), which)
+        let mut daemon = self.lock(index);
+        let is_done = signal(&daemon, which);
+        daemon.is_stopped = is_done && which == Signal::STOP;
+        if let (Leave::Asked(at), Signal::CONT) = (&mut daemon.leave, which) {
+            *at = Instant::now();
+        }
+        is_done
     }
 
     /// The same of all of them.

@@ -197,7 +197,7 @@ impl Nemesis {
             Fault::Stop => Ok(self.stop_daemon(random)),
             Fault::CrashPoint => Ok(self.crash(POINTS, random)),
             Fault::Storm => Ok(self.storm(random)),
-            Fault::Zombie => Ok(takeover::wake_a_zombie(servers, &self.fleet, random)),
+            Fault::Zombie => takeover::wake_a_zombie(self, random),
             Fault::OnlyCopy => {
                 let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
                 let copied = takeover::only_copy(servers, &self.fleet, &self.side.spooled, &mut findings)?;

@@ -91,7 +91,7 @@ impl Options {
             selection: Selection::parse("all")?,
             records_per_second: 3_000,
             mutant: None,
-            quiet_patience: Duration::from_secs(240),
+            quiet_patience: Duration::from_secs(600),
             dir: std::env::var("TORTURE_DIR").unwrap_or_else(|_| "target/stack-torture".to_owned()),
             ports: Ports {
                 kafka: port("TORTURE_KAFKA_PORT", 27_092)?,

@@ -1,5 +1,6 @@
 //! Stands between the daemons and a server, and can delay, cut, reset, half-open, and swallow the one answer that
-//! matters: that of COMMIT or of `EndTxn`. It can also lie: answer `EndTxn` and pass nothing on.
+//! matters: that of COMMIT or of `EndTxn`. It can also lie: answer `EndTxn` and pass nothing on; and keep a member of a group
+//! from hearing that it is none any more.
 
 mod connection;
 
@@ -45,6 +46,8 @@ struct Shared {
     swallowed_count: AtomicU64,
     lie_count: AtomicUsize,
     lied_count: AtomicU64,
+    /// No heartbeat of a member of a group passes.
+    is_deaf: AtomicBool,
     connections: Mutex<Vec<Arc<Connection>>>,
 }
 
@@ -61,6 +64,7 @@ impl Link {
             swallowed_count: AtomicU64::new(0),
             lie_count: AtomicUsize::new(0),
             lied_count: AtomicU64::new(0),
+            is_deaf: AtomicBool::new(false),
             connections: Mutex::new(Vec::new()),
         }));
         let shared = Arc::clone(&link.0);
@@ -125,11 +129,20 @@ impl Link {
         self.0.lied_count.load(Ordering::SeqCst)
     }
 
+    /// Lets no heartbeat of a member pass, or all again; a connection that lost one would wait for its answer, so all are ended then.
+    pub(crate) fn deafen(&self, is_deaf: bool) {
+        self.0.is_deaf.store(is_deaf, Ordering::SeqCst);
+        if !is_deaf {
+            self.end(Ending::Cut, |_| true);
+        }
+    }
+
     /// Nothing is armed and nothing delayed any more.
     pub(crate) fn calm(&self) {
         self.0.swallow_count.store(0, Ordering::SeqCst);
         self.0.lie_count.store(0, Ordering::SeqCst);
         self.delay(Duration::ZERO);
+        self.0.is_deaf.store(false, Ordering::SeqCst);
         self.0.is_severed.store(false, Ordering::SeqCst);
     }
 }

@@ -14,6 +14,11 @@ use crate::{GROUP, TOPIC};
 /// The first HTTP port of the daemons, after those of PostgreSQL.
 const HTTP_PORT_OFFSET: u16 = 10;
 
+/// The name of a daemon's consumer, by which the group's member is found.
+pub(crate) fn client_id(index: usize) -> String {
+    format!("torture-{index}")
+}
+
 /// Directory, port and settings of a daemon.
 pub(crate) fn home(servers: &Servers, index: usize, options: &Options) -> anyhow::Result<Home> {
     let dir = servers.dir.join(format!("daemon-{index}"));
@@ -25,7 +30,10 @@ pub(crate) fn home(servers: &Servers, index: usize, options: &Options) -> anyhow
         ("KAFKA_TOPICS", [TOPIC, DELETED_TOPIC, SPOOLED_TOPIC, AGAIN_TOPIC].join(",")),
         ("KAFKA_GROUP_ID", GROUP.to_owned()),
         ("KAFKA_SESSION_TIMEOUT_MS", "4000".to_owned()),
-        ("KAFKA_PROPERTIES", "topic.metadata.refresh.interval.ms=5000".to_owned()),
+        (
+            "KAFKA_PROPERTIES",
+            format!("topic.metadata.refresh.interval.ms=5000,client.id={}", client_id(index)),
+        ),
         ("HTTP_ADDRESS", format!("127.0.0.1:{http_port}")),
         ("LOG_DIR", dir.display().to_string()),
         ("MAX_EVENT_BYTES", MAX_EVENT_LEN_BYTES.to_string()),

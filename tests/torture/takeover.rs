@@ -1,19 +1,21 @@
 //! Two faults that need an eye on who owns what.
 
+mod group;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
 use crate::fleet::Fleet;
-use crate::nemesis::wait_until;
+use crate::nemesis::{Nemesis, wait_until};
 use crate::oracle::Findings;
 use crate::producer::{self, Feed};
 use crate::random::Random;
 use crate::servers::{SMALL_DISK, Servers};
-use crate::{power, topics};
+use crate::{GROUP, power, settings, topics};
 
-/// How long Kafka, with its session time-out, may take to give the partitions of a stopped daemon away.
+/// How long Kafka may take to give the partitions of a daemon that left away.
 const TAKEOVER_PATIENCE: Duration = Duration::from_secs(15);
 /// How long the stopped daemon then has, alone.
 const ZOMBIE_LASTS: Duration = Duration::from_millis(1_500);
@@ -22,25 +24,32 @@ const ONLY_COUNT: usize = 200;
 const SPOOL_PATIENCE: Duration = Duration::from_secs(15);
 const STORE_PATIENCE: Duration = Duration::from_secs(45);
 
-/// A daemon is stopped until another one has claimed a partition of its, and goes on while all others are stopped: it
-/// still takes itself for the owner.
-pub(crate) fn wake_a_zombie(servers: &Servers, fleet: &Fleet, random: &mut Random) -> bool {
+/// A daemon is stopped and made to leave the group; once another one has claimed a partition of its, it goes on while all
+/// others are stopped and no heartbeat passes: it takes itself for the owner, and nobody but PostgreSQL can tell it otherwise.
+pub(crate) fn wake_a_zombie(nemesis: &Nemesis, random: &mut Random) -> anyhow::Result<bool> {
+    let (servers, fleet) = (&nemesis.servers, &nemesis.fleet);
     let zombie = random.index(fleet.count());
     let owned = format!("SELECT count(*) FROM torture.owners WHERE daemon = '{zombie}'");
     let count = || servers.sql(&owned).ok().and_then(|count| count.parse::<u64>().ok());
+    let member = group::member(&servers.brokers(), GROUP, &settings::client_id(zombie))?;
+    let (Some(before), Some(member)) = (count(), member) else { return Ok(false) };
     if !fleet.signal(zombie, Signal::STOP) {
-        return false;
+        return Ok(false);
     }
-    let Some(before) = count() else {
-        fleet.signal(zombie, Signal::CONT);
-        return false;
-    };
-    let is_taken = wait_until(TAKEOVER_PATIENCE, || count().is_some_and(|count| count < before));
+    // Sooner than its session would end: that it would notice by its own clock.
+    let has_left = group::leave(&servers.brokers(), GROUP, &member);
+    if let Err(error) = &has_left {
+        nemesis.say(&format!("daemon {zombie} can't be made to leave: {error:#}"));
+    }
+    let is_taken =
+        has_left.is_ok() && wait_until(TAKEOVER_PATIENCE, || count().is_some_and(|count| count < before));
     fleet.signal_all(Signal::STOP);
+    servers.broker_link.deafen(true);
     fleet.signal(zombie, Signal::CONT);
     std::thread::sleep(ZOMBIE_LASTS);
     fleet.signal_all(Signal::CONT);
-    is_taken
+    servers.broker_link.deafen(false);
+    Ok(is_taken)
 }
 
 /// A daemon and a partition of `topic` that it reads.

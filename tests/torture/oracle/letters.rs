@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -87,6 +87,10 @@ fn read(brokers: &str, topic: &str, isolation_level: &str) -> anyhow::Result<Vec
         match consumer.poll(Duration::from_secs(1)) {
             None => {}
             Some(Err(KafkaError::PartitionEOF(partition))) => drop(ended.insert(partition)),
+            // librdkafka goes on trying.
+            Some(Err(KafkaError::MessageConsumption(
+                RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure,
+            ))) => {}
             Some(Err(error)) => return Err(error.into()),
             Some(Ok(message)) => {
                 let name = name_of(&message)?;

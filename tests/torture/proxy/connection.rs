@@ -15,6 +15,8 @@ const SWALLOW_LASTS: Duration = Duration::from_millis(400);
 const PIECE_LEN_BYTES: usize = 64 * 1024;
 /// A simple query `COMMIT` (PostgreSQL, "Frontend/Backend Protocol"), as our commits send it.
 const COMMIT: &[u8] = b"Q\0\0\0\x0bCOMMIT\0";
+/// The API key of `Heartbeat` (Kafka, "Protocol").
+const HEARTBEAT: u16 = 12;
 /// The API key of `EndTxn` (Kafka, "Protocol").
 const END_TXN: u16 = 26;
 /// The first version of `EndTxn` with flexible fields.
@@ -126,6 +128,10 @@ impl Connection {
     }
 
     fn pass_to_server(&self, shared: &Shared, bytes: &[u8]) -> io::Result<()> {
+        let is_heartbeat = shared.wire == Wire::Kafka && api_key(bytes) == Some(HEARTBEAT);
+        if is_heartbeat && shared.is_deaf.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let is_last_step = match shared.wire {
             Wire::Postgres => bytes.windows(COMMIT.len()).any(|part| part == COMMIT),
             Wire::Kafka => api_key(bytes) == Some(END_TXN),
