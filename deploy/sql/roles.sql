@@ -18,4 +18,6 @@ END $$;
 
 -- In schema public stands the table of the migrations that were applied.
 GRANT CONNECT, CREATE, TEMPORARY ON DATABASE :"DBNAME" TO audit_migrate;
+-- What may be a duplicate goes through a temporary table, and so does what `verify` and `import` compare.
+GRANT TEMPORARY ON DATABASE :"DBNAME" TO audit_writer, audit_admin, audit_reader;
 GRANT USAGE, CREATE ON SCHEMA public TO audit_migrate;

@@ -5,16 +5,20 @@
 //! letter or as absent; [`Batch::parts`] counts them and [`Part::is_balanced`] checks the sum. A batch can be
 //! split at any record and can lose whole partitions, and what is left still says the truth about itself.
 
+mod builder;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::event::{Timestamp, UtcDay};
+use super::event::UtcDay;
 use super::federated::SourceFlag;
 use super::position::{Epoch, Offset, StreamPartition};
 use super::record::{AssignmentId, Chunk, Record};
 use super::rejection::Rejection;
 use uuid::Uuid;
+
+pub use builder::{BatchBuilder, BatchLimits, Decoded, Discontinuity};
 
 /// One partition's share of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +72,26 @@ pub struct Noted {
     pub flag: Option<SourceFlag>,
     /// Its trust score in percent, cut to a whole number.
     pub trust_percent: u8,
+    /// An event with this id was read not long ago: it may be an upstream duplicate.
+    pub is_repeated: bool,
+}
+
+/// Some of a batch's event rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// Every one.
+    All,
+    /// Those whose event was read not long ago, if [`Noted::is_repeated`] is this.
+    Repeated(bool),
+}
+
+impl Rows {
+    fn has(self, noted: Noted) -> bool {
+        match self {
+            Self::All => true,
+            Self::Repeated(is_repeated) => noted.is_repeated == is_repeated,
+        }
+    }
 }
 
 /// What becomes of one record.
@@ -151,6 +175,20 @@ impl Batch {
         self.parts.iter().map(|part| part.event_count).sum()
     }
 
+    /// How many of `rows` there are. All together are as many as the parts say.
+    #[must_use]
+    pub fn row_count(&self, rows: Rows) -> u64 {
+        let repeated = self
+            .entries
+            .iter()
+            .filter(|entry| matches!(&entry.fate, Fate::Event(_, noted) if noted.is_repeated));
+        match rows {
+            Rows::All => self.event_count(),
+            Rows::Repeated(true) => u64::try_from(repeated.count()).unwrap_or(u64::MAX),
+            Rows::Repeated(false) => self.event_count().saturating_sub(self.row_count(Rows::Repeated(true))),
+        }
+    }
+
     /// How many dead letters the batch holds.
     #[must_use]
     pub fn dead_letter_count(&self) -> u64 {
@@ -163,10 +201,10 @@ impl Batch {
         self.parts.is_empty()
     }
 
-    /// The binary COPY rows, as runs of bytes that lie together; joined they are [`Self::event_count`] rows.
-    pub fn row_runs(&self) -> impl Iterator<Item = &[u8]> {
-        let mut events = self.entries.iter().filter_map(|entry| match &entry.fate {
-            Fate::Event(range, _) => Some(range.clone()),
+    /// The binary COPY rows, as runs of bytes that lie together; joined they are [`Self::row_count`] rows.
+    pub fn row_runs(&self, rows: Rows) -> impl Iterator<Item = &[u8]> {
+        let mut events = self.entries.iter().filter_map(move |entry| match &entry.fate {
+            Fate::Event(range, noted) => rows.has(*noted).then(|| range.clone()),
             Fate::DeadLetter(_) => None,
         });
         let mut open = events.next();
@@ -278,201 +316,6 @@ impl Batch {
             }
         }
         self
-    }
-}
-
-/// When a batch closes; whichever comes first. Age is the caller's, as this module knows no time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BatchLimits {
-    /// The most records.
-    pub record_count: usize,
-    /// The most bytes of encoded rows.
-    pub len_bytes: usize,
-}
-
-/// Collects chunks into a batch.
-#[derive(Debug)]
-pub struct BatchBuilder {
-    limits: BatchLimits,
-    payload: Payload,
-    entries: Vec<Entry>,
-    parts: Vec<Part>,
-    days: BTreeMap<UtcDay, u64>,
-}
-
-/// What the decoder made of one record.
-#[derive(Debug)]
-pub enum Decoded {
-    /// An event of this time; its row was appended to the rows.
-    Event(Timestamp, Noted),
-    /// Nothing was appended.
-    DeadLetter(DeadLetter),
-}
-
-/// A chunk that does not start where the batch ends in that partition: a record was lost or doubled between
-/// poll and batch. The partition must be read again from its position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Discontinuity {
-    /// Where the batch ends.
-    pub expected: Offset,
-    /// Where the chunk starts.
-    pub found: Offset,
-}
-
-impl BatchBuilder {
-    /// An empty batch.
-    #[must_use]
-    pub fn new(limits: BatchLimits) -> Self {
-        Self {
-            limits,
-            payload: Payload::default(),
-            entries: Vec::new(),
-            parts: Vec::new(),
-            days: BTreeMap::new(),
-        }
-    }
-
-    /// Whether nothing was added since the last [`Self::take`].
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.parts.is_empty()
-    }
-
-    /// Whether the batch has reached a limit.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        let is_large = self.entries.len() >= self.limits.record_count
-            || self.payload.rows.len() >= self.limits.len_bytes;
-        is_large && !self.is_empty()
-    }
-
-    /// Whether the batch has a share of `assignment`.
-    #[must_use]
-    pub fn contains(&self, assignment: AssignmentId) -> bool {
-        self.parts.iter().any(|part| part.assignment == assignment)
-    }
-
-    /// Adds `chunk` whole, decoding each record by `decode`, which appends an event's row to the rows.
-    ///
-    /// # Errors
-    /// [`Discontinuity`], and the batch is as before.
-    pub fn push(
-        &mut self,
-        chunk: &Arc<Chunk>,
-        key: StreamPartition,
-        epoch: Epoch,
-        mut decode: impl FnMut(&Record, &mut Vec<u8>) -> Decoded,
-    ) -> Result<(), Discontinuity> {
-        let part_index = self.part_index(chunk, key, epoch)?;
-        let chunk_index = self.payload.chunks.len();
-        let (mut events, mut letters, mut absent) = (0, 0, chunk.absent_after);
-        let mut absent_between = self.parts.get(part_index).map_or(0, |part| part.absent_after);
-        self.entries.reserve(chunk.records.len());
-        for (record_index, record) in chunk.records.iter().enumerate() {
-            let row_start = self.payload.rows.len();
-            let fate = match decode(record, &mut self.payload.rows) {
-                Decoded::Event(time, noted) => {
-                    events += 1;
-                    *self.days.entry(UtcDay::of(time)).or_default() += 1;
-                    Fate::Event(row_start..self.payload.rows.len(), noted)
-                }
-                Decoded::DeadLetter(letter) => {
-                    letters += 1;
-                    self.payload.rows.truncate(row_start);
-                    Fate::DeadLetter(Arc::new(letter))
-                }
-            };
-            absent += record.absent_before;
-            self.entries.push(Entry {
-                part_index,
-                offset: record.offset,
-                absent_before: record.absent_before + absent_between,
-                chunk_index,
-                record_index,
-                fate,
-            });
-            absent_between = 0;
-        }
-        if !chunk.records.is_empty() {
-            self.payload.chunks.push(Arc::clone(chunk));
-        }
-        if let Some(part) = self.parts.get_mut(part_index) {
-            part.end = chunk.end;
-            part.event_count += events;
-            part.dead_letter_count += letters;
-            part.absent_count += absent;
-            part.absent_after = absent_between + chunk.absent_after;
-        }
-        Ok(())
-    }
-
-    fn part_index(
-        &mut self,
-        chunk: &Chunk,
-        key: StreamPartition,
-        epoch: Epoch,
-    ) -> Result<usize, Discontinuity> {
-        let found = self.parts.iter().position(|p| p.key == key && p.assignment == chunk.assignment);
-        if let Some(index) = found {
-            let expected = self.parts.get(index).map_or(chunk.start, |part| part.end);
-            return if expected == chunk.start {
-                Ok(index)
-            } else {
-                Err(Discontinuity { expected, found: chunk.start })
-            };
-        }
-        self.parts.push(Part {
-            key,
-            assignment: chunk.assignment,
-            epoch,
-            start: chunk.start,
-            end: chunk.start,
-            event_count: 0,
-            dead_letter_count: 0,
-            absent_count: 0,
-            absent_after: 0,
-        });
-        Ok(self.parts.len() - 1)
-    }
-
-    /// Drops the partitions for which `drop` says so.
-    pub fn remove(&mut self, drop: impl FnMut(&Part) -> bool) {
-        if self.parts.is_empty() {
-            return;
-        }
-        let Batch { payload, entries, parts, days } = self.take_unsorted().without(drop);
-        // Without parts nothing points into the payload any more: the builder stays the empty one that it is now.
-        if !parts.is_empty()
-            && let Ok(payload) = Arc::try_unwrap(payload)
-        {
-            *self = Self { limits: self.limits, payload, entries, parts, days };
-        }
-    }
-
-    fn take_unsorted(&mut self) -> Batch {
-        let empty = Self::new(self.limits);
-        let Self { payload, entries, parts, days, .. } = std::mem::replace(self, empty);
-        Batch { payload: Arc::new(payload), entries, parts, days }
-    }
-
-    /// The batch so far; the builder is empty afterwards and has room for as many rows.
-    pub fn take(&mut self) -> Batch {
-        let mut batch = self.take_unsorted();
-        let mut order: Vec<usize> = (0..batch.parts.len()).collect();
-        order.sort_by_key(|&index| batch.parts.get(index).map(|part| part.key));
-        let mut moved = vec![0; order.len()];
-        for (new, &old) in order.iter().enumerate() {
-            if let Some(slot) = moved.get_mut(old) {
-                *slot = new;
-            }
-        }
-        for entry in &mut batch.entries {
-            entry.part_index = moved.get(entry.part_index).copied().unwrap_or_default();
-        }
-        batch.parts.sort_by_key(|part| part.key);
-        self.payload.rows.reserve(batch.payload.rows.len());
-        self.entries.reserve(batch.entries.len());
-        batch
     }
 }
 

@@ -18,6 +18,7 @@ mod json;
 pub mod legacy;
 pub mod position;
 pub mod projection;
+pub mod recent;
 pub mod record;
 pub mod rejection;
 pub mod retention;

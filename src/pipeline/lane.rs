@@ -21,14 +21,16 @@ use super::storer::decode_record;
 use super::task::Task;
 use super::work::{Work, WorkDone};
 use crate::model::backoff::RetryPolicy;
-use crate::model::batch::{Batch, BatchBuilder, BatchLimits};
+use crate::model::batch::{Batch, BatchBuilder, BatchLimits, Decoded, Noted, Rows};
 use crate::model::breaker::{Breaker, BreakerRule, Opened};
 use crate::model::decode::DecodeRules;
 use crate::model::federated::FederatedSources;
 use crate::model::position::{Offset, StreamPartition};
+use crate::model::recent::RecentIds;
 use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::Clock;
 use crate::observe::board::{Board, DatabaseState};
+use crate::store::copy::ids_of;
 use crate::store::{Claim, CommitOutcome, CommitPath, CommittedPart, Store};
 
 /// How many batches after a collision go by the merge path first.
@@ -115,6 +117,7 @@ pub(super) struct Lane<S: Store> {
     facts: LaneFacts,
     owned: BTreeMap<AssignmentId, LanePartition>,
     builder: BatchBuilder,
+    recent: RecentIds,
     opened_at: Option<Instant>,
     /// Batches to commit, in order: one, or the parts that it was split into.
     queue: VecDeque<Batch>,
@@ -143,6 +146,7 @@ impl<S: Store> Lane<S> {
         Self {
             index,
             builder: BatchBuilder::new(settings.limits),
+            recent: RecentIds::default(),
             settings,
             chunks,
             control,
@@ -285,6 +289,7 @@ impl<S: Store> Lane<S> {
     /// Drops all that is known of an assignment.
     fn forget(&mut self, assignment: AssignmentId) {
         self.owned.remove(&assignment);
+        self.recent.clear();
         self.builder.remove(|part| part.assignment == assignment);
         if self.builder.is_empty() {
             self.opened_at = None;
@@ -313,8 +318,19 @@ impl<S: Store> Lane<S> {
         let sources = Arc::clone(&self.settings.sources.borrow());
         let started_at = self.settings.clock.monotonic();
         let pushed = is_next.then(|| {
+            let recent = &mut self.recent;
             self.builder.push(chunk, key, epoch, |record, rows| {
-                decode_record((chunk.value(record), record.offset), (key, &rules, &sources), rows)
+                let start = rows.len();
+                let decoded =
+                    decode_record((chunk.value(record), record.offset), (key, &rules, &sources), rows);
+                match decoded {
+                    Decoded::Event(time, noted) => {
+                        let id = rows.get(start..).and_then(ids_of).map(|(audit_id, _)| audit_id);
+                        let is_repeated = id.is_some_and(|id| recent.note(id));
+                        Decoded::Event(time, Noted { is_repeated, ..noted })
+                    }
+                    letter @ Decoded::DeadLetter(_) => letter,
+                }
             })
         });
         match pushed {
@@ -430,7 +446,8 @@ impl<S: Store> Lane<S> {
     }
 
     fn committed(&mut self, batch: &Batch, parts: &[CommittedPart], path: CommitPath) {
-        let collided = parts.iter().any(|part| part.duplicate_count > 0);
+        let duplicate_count: u64 = parts.iter().map(|part| part.duplicate_count).sum();
+        let collided = duplicate_count > batch.row_count(Rows::Repeated(true));
         self.merge_first_count = match path {
             CommitPath::Merge if collided => MERGE_FIRST_COUNT,
             _ => self.merge_first_count.saturating_sub(1),

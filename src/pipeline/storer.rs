@@ -38,7 +38,8 @@ pub fn decode_record(
         Ok(event) => {
             let flag = sources.flag(&event.federated_source);
             encode_event(rows, &event, flag, (key, offset));
-            Decoded::Event(event.timestamp, Noted { flag, trust_percent: event.trust_score.percent() })
+            let noted = Noted { flag, trust_percent: event.trust_score.percent(), is_repeated: false };
+            Decoded::Event(event.timestamp, noted)
         }
         Err(rejection) => {
             let identity = value.map(identify).unwrap_or_default();

@@ -9,7 +9,7 @@ use super::copy::{self, DEAD_LETTER_COLUMNS, EVENT_COLUMNS};
 use super::error::StoreError;
 use super::session::Session;
 use crate::failpoint;
-use crate::model::batch::{Batch, Fate, Part};
+use crate::model::batch::{Batch, Fate, Part, Rows};
 use crate::model::position::{Epoch, Offset, Partition, StreamId, StreamPartition};
 
 /// How much of a COPY goes to the socket at once, in bytes (sqlx flushes at each send).
@@ -18,7 +18,7 @@ const COPY_SEND_LEN_BYTES: usize = 256 * 1024;
 /// By which path a batch was stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CommitPath {
-    /// COPY straight into `events`.
+    /// COPY straight into `events`, but for events that were read not long ago: those go as by `Merge`.
     Direct,
     /// COPY into a temporary table, then insert what is not there yet.
     Merge,
@@ -94,8 +94,11 @@ impl Session {
         }
         let mut parts: Vec<CommittedPart> = batch.parts().iter().map(CommittedPart::as_planned).collect();
         match path {
-            CommitPath::Direct => self.copy_events("audit_events.events", batch).await?,
-            CommitPath::Merge => self.merge_events(group, batch, &mut parts).await?,
+            CommitPath::Direct => {
+                self.copy_events("audit_events.events", batch, Rows::Repeated(false)).await?;
+                self.merge_events(group, (batch, Rows::Repeated(true)), &mut parts).await?;
+            }
+            CommitPath::Merge => self.merge_events(group, (batch, Rows::All), &mut parts).await?,
         }
         self.copy_dead_letters(group, batch).await?;
         failpoint::at("commit_before_commit");
@@ -142,14 +145,19 @@ impl Session {
         Ok(stale)
     }
 
-    /// Copies the batch's event rows into `table`.
-    pub(super) async fn copy_events(&mut self, table: &str, batch: &Batch) -> Result<(), StoreError> {
-        let expected_count = batch.event_count();
+    /// Copies event rows of the batch into `table`.
+    pub(super) async fn copy_events(
+        &mut self,
+        table: &str,
+        batch: &Batch,
+        rows: Rows,
+    ) -> Result<(), StoreError> {
+        let expected_count = batch.row_count(rows);
         if expected_count == 0 {
             return Ok(());
         }
         let statement = format!("COPY {table} ({EVENT_COLUMNS}) FROM STDIN (FORMAT binary)");
-        let copied_count = self.copy_in(&statement, batch.row_runs()).await?;
+        let copied_count = self.copy_in(&statement, batch.row_runs(rows)).await?;
         if copied_count == expected_count {
             Ok(())
         } else {

@@ -9,7 +9,7 @@ use super::commit::offset_of;
 use super::error::StoreError;
 use super::merge::CONTENT_COLUMNS;
 use super::session::Session;
-use crate::model::batch::Batch;
+use crate::model::batch::{Batch, Rows};
 use crate::model::position::{Offset, OffsetRange, StreamPartition};
 
 /// What a record was stored as.
@@ -77,7 +77,7 @@ impl Session {
         let mut stored = StoredRange { fates: self.fates(key, range).await?, ..StoredRange::default() };
         if batch.event_count() > 0 {
             self.create_merge_table().await?;
-            self.copy_events("pg_temp.incoming", batch).await?;
+            self.copy_events("pg_temp.incoming", batch, Rows::All).await?;
             stored.mismatches = self.mismatches().await?;
         }
         if stored.fates.iter().any(|(_, fate)| *fate == Fate::DeadLetter) {

@@ -15,7 +15,7 @@ use super::error::StoreError;
 use super::session::Session;
 use super::spool_ranges::SpoolHolder;
 use crate::failpoint;
-use crate::model::batch::{Batch, Part};
+use crate::model::batch::{Batch, Part, Rows};
 use crate::model::position::{Offset, OffsetRange, Partition, StreamId, StreamPartition};
 
 /// A gap to declare: the offsets from the position up to `low`, which Kafka has deleted.
@@ -174,7 +174,7 @@ impl Session {
             return Ok(CommitOutcome::Stale(vec![StalePart { key: part.key, current: None }]));
         }
         let mut parts = vec![CommittedPart::as_planned(part)];
-        self.merge_events(group, batch, &mut parts).await?;
+        self.merge_events(group, (batch, Rows::All), &mut parts).await?;
         self.copy_dead_letters(group, batch).await?;
         let details = json!({"start_offset": part.start.as_i64(), "end_offset": part.end.as_i64()});
         let place = (part.key.stream, Some(part.key.partition));

@@ -1,4 +1,4 @@
-//! The merge path: how a batch is stored when some of its events are stored already.
+//! The merge path: how events are stored of which some are stored already.
 //!
 //! The rows are copied into a temporary table and inserted from there with `ON CONFLICT (audit_id, timestamp)
 //! DO NOTHING`. What was not inserted is compared with what stands there: the same content is a counted
@@ -10,12 +10,12 @@ use std::collections::HashMap;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::commit::{CommittedPart, broken_if_duplicate, literal};
+use super::commit::{CommittedPart, broken_if_duplicate, literal, offset_of};
 use super::copy::{self, EVENT_COLUMNS};
 use super::error::StoreError;
 use super::session::Session;
 use crate::failpoint;
-use crate::model::batch::{Batch, DeadLetter, Entry};
+use crate::model::batch::{Batch, DeadLetter, Entry, Rows};
 use crate::model::position::{Offset, Partition, StreamId, StreamPartition};
 use crate::model::rejection::{Rejection, RejectionCode};
 
@@ -47,23 +47,27 @@ struct Collision {
     key: StreamPartition,
     offset: Offset,
     audit_id: Uuid,
+    /// As PostgreSQL writes it.
+    timestamp: String,
     is_same: bool,
-    kept: String,
+    /// What stands there.
+    kept: (StreamPartition, Offset),
 }
 
 impl Session {
-    /// Stores the batch's events, and corrects the counters in the position rows and in `parts`.
+    /// Stores the events of `rows`, and corrects the counters in the position rows and in `parts`.
     pub(super) async fn merge_events(
         &mut self,
         group: &str,
-        batch: &Batch,
+        (batch, rows): (&Batch, Rows),
         parts: &mut [CommittedPart],
     ) -> Result<(), StoreError> {
-        if batch.event_count() == 0 {
+        let row_count = batch.row_count(rows);
+        if row_count == 0 {
             return Ok(());
         }
         self.create_merge_table().await?;
-        self.copy_events("pg_temp.incoming", batch).await?;
+        self.copy_events("pg_temp.incoming", batch, rows).await?;
         // In the order of the key: two lanes that merge the same events then never wait for each other in a ring.
         let insert = format!(
             "INSERT INTO audit_events.events ({EVENT_COLUMNS}) SELECT {EVENT_COLUMNS} FROM pg_temp.incoming \
@@ -74,7 +78,7 @@ impl Session {
         // The target names (audit_id, timestamp), so a violation is one of the coordinates.
         let inserted_count = inserted.map_err(|error| broken_if_duplicate(error.into()))?.rows_affected();
         failpoint::at("merge_after_insert");
-        let missing_count = batch.event_count().saturating_sub(inserted_count);
+        let missing_count = row_count.saturating_sub(inserted_count);
         if missing_count == 0 {
             return Ok(());
         }
@@ -124,9 +128,9 @@ impl Session {
     async fn collisions(&mut self) -> Result<Vec<Collision>, StoreError> {
         let columns = |alias: &str| CONTENT_COLUMNS.map(|column| format!("{alias}.{column}")).join(", ");
         let query = format!(
-            "SELECT i.stream_id, i.source_partition, i.source_offset, i.audit_id, \
-                    ({}) IS NOT DISTINCT FROM ({}) AS is_same, \
-                    e.stream_id::text || ':' || e.source_partition || ':' || e.source_offset AS kept \
+            "SELECT i.stream_id, i.source_partition, i.source_offset, i.audit_id, i.timestamp::text AS timestamp, \
+                    ({}) IS NOT DISTINCT FROM ({}) AS is_same, e.stream_id AS kept_stream_id, \
+                    e.source_partition AS kept_partition, e.source_offset AS kept_offset \
                FROM pg_temp.incoming AS i JOIN audit_events.events AS e USING (audit_id, timestamp) \
               WHERE (e.stream_id, e.source_partition, e.source_offset) \
                     <> (i.stream_id, i.source_partition, i.source_offset)",
@@ -142,10 +146,17 @@ impl Session {
                         stream: StreamId(row.try_get("stream_id")?),
                         partition: Partition(row.try_get("source_partition")?),
                     },
-                    offset: super::commit::offset_of(row, "source_offset")?,
+                    offset: offset_of(row, "source_offset")?,
                     audit_id: row.try_get("audit_id")?,
+                    timestamp: row.try_get("timestamp")?,
                     is_same: row.try_get("is_same")?,
-                    kept: row.try_get("kept")?,
+                    kept: (
+                        StreamPartition {
+                            stream: StreamId(row.try_get("kept_stream_id")?),
+                            partition: Partition(row.try_get("kept_partition")?),
+                        },
+                        offset_of(row, "kept_offset")?,
+                    ),
                 })
             })
             .collect()
@@ -159,18 +170,29 @@ impl Session {
         let streams: Vec<Uuid> = same.iter().map(|c| c.key.stream.0).collect();
         let partitions: Vec<i32> = same.iter().map(|c| c.key.partition.0).collect();
         let offsets: Vec<i64> = same.iter().map(|c| c.offset.as_i64()).collect();
+        let audit_ids: Vec<Uuid> = same.iter().map(|c| c.audit_id).collect();
+        let timestamps: Vec<&str> = same.iter().map(|c| c.timestamp.as_str()).collect();
+        let kept_streams: Vec<Uuid> = same.iter().map(|c| c.kept.0.stream.0).collect();
+        let kept_partitions: Vec<i32> = same.iter().map(|c| c.kept.0.partition.0).collect();
+        let kept_offsets: Vec<i64> = same.iter().map(|c| c.kept.1.as_i64()).collect();
         let stored = sqlx::query(
             "INSERT INTO audit_events.duplicates (stream_id, source_partition, source_offset, audit_id, timestamp, \
                                                   kept_stream_id, kept_partition, kept_offset) \
-             SELECT i.stream_id, i.source_partition, i.source_offset, i.audit_id, i.timestamp, \
-                    e.stream_id, e.source_partition, e.source_offset \
-               FROM unnest($1::uuid[], $2::integer[], $3::bigint[]) AS d (stream_id, source_partition, source_offset) \
-               JOIN pg_temp.incoming AS i USING (stream_id, source_partition, source_offset) \
-               JOIN audit_events.events AS e ON (e.audit_id, e.timestamp) = (i.audit_id, i.timestamp)",
+             SELECT d.stream_id, d.source_partition, d.source_offset, d.audit_id, d.timestamp::timestamptz, \
+                    d.kept_stream_id, d.kept_partition, d.kept_offset \
+               FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::uuid[], $5::text[], $6::uuid[], $7::integer[], \
+                           $8::bigint[]) \
+                    AS d (stream_id, source_partition, source_offset, audit_id, timestamp, kept_stream_id, \
+                          kept_partition, kept_offset)",
         )
         .bind(streams)
         .bind(partitions)
         .bind(offsets)
+        .bind(audit_ids)
+        .bind(timestamps)
+        .bind(kept_streams)
+        .bind(kept_partitions)
+        .bind(kept_offsets)
         .execute(&mut self.connection)
         .await
         .map_err(|error| broken_if_duplicate(error.into()))?;
@@ -207,8 +229,11 @@ impl Session {
                     conflict.offset
                 )));
             };
-            let detail =
-                format!("another event with this audit_id and timestamp stands at {}", conflict.kept);
+            let (kept, offset) = conflict.kept;
+            let detail = format!(
+                "another event with this audit_id and timestamp stands at {}:{}:{offset}",
+                kept.stream, kept.partition
+            );
             let letter = DeadLetter {
                 rejection: Rejection::new(RejectionCode::AuditIdConflict, detail),
                 sqlstate: None,

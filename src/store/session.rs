@@ -91,6 +91,7 @@ impl StoreSettings {
             ("default_transaction_isolation", "read committed".into()),
             ("default_transaction_read_only", "off".into()),
             ("standard_conforming_strings", "on".into()),
+            ("datestyle", "ISO".into()),
         ]);
         let mut connection = PgConnection::connect_with(&options).await.map_err(tls::explained)?;
         let asked = sqlx::query("SELECT pg_backend_pid()").fetch_one(&mut connection).await;

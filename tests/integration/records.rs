@@ -20,7 +20,7 @@ use rdkafka::producer::Producer;
 use uuid::Uuid;
 
 use crate::account::PLAN;
-use crate::scene::{Scene, block_on, send, wait_for};
+use crate::scene::{Daemon, Scene, block_on, send, wait_for};
 
 /// Valid events only.
 const VALID: SamplePlan = SamplePlan { invalid_ppm: 0, duplicate_ppm: 0, ..PLAN };
@@ -221,12 +221,24 @@ fn the_same_id_and_time_is_a_duplicate_by_value_and_a_conflict_otherwise() {
     let mut daemon = scene.daemon();
     scene.wait_until_read(5, Duration::from_secs(30));
     // Once more, when the first is committed long since.
-    scene.send_all(&[Some(respelled), Some(event(3))]);
+    scene.send_all(&[Some(respelled.clone()), Some(event(3))]);
     scene.wait_until_read(7, Duration::from_secs(30));
+    // The lane knows them all from before, so nothing collides.
+    let by_path = |daemon: &Daemon| {
+        ["direct", "merge"]
+            .map(|path| daemon.metric(&format!("audit_consumer_events_committed_total{{path=\"{path}\"}}")))
+    };
+    assert_eq!(by_path(&daemon), [4, 0]);
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    // Another process knows none of them: it collides, and the whole batch is merged.
+    daemon = scene.daemon();
+    scene.send_all(&[Some(event(4)), Some(respelled)]);
+    scene.wait_until_read(9, Duration::from_secs(30));
+    assert_eq!(by_path(&daemon), [0, 1]);
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
     let account = scene.verify();
     let found = (account.total("events"), account.total("duplicates"), account.total("dead_letters"));
-    assert_eq!(found, (4, 2, 1));
+    assert_eq!(found, (5, 3, 1));
     assert_eq!(scene.sql("SELECT reason FROM audit_events.dead_letters"), "audit_id_conflict");
     assert_eq!(scene.sql("SELECT DISTINCT kept_offset FROM audit_events.duplicates"), "0");
 }
@@ -364,7 +376,7 @@ fn six_partitions(
         let pushed = builder.push(&chunk, request.key(), position.epoch, |record, rows| {
             let event = decode(chunk.value(record), &rules).unwrap();
             encode_event(rows, &event, None, (request.key(), record.offset));
-            Decoded::Event(event.timestamp, Noted { flag: None, trust_percent: 80 })
+            Decoded::Event(event.timestamp, Noted { flag: None, trust_percent: 80, is_repeated: false })
         });
         pushed.unwrap();
     }

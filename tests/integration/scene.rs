@@ -515,7 +515,14 @@ impl Daemon {
         self.get_with(path, "")
     }
 
-    /// The same with further header lines.
+    /// The value of a counter, by its name with its labels.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let (_, text) = self.get("/metrics").unwrap();
+        let value = text.lines().find_map(|found| found.strip_prefix(name)).unwrap_or_default().trim();
+        value.parse().unwrap_or_else(|error| panic!("{name}{value}: {error}"))
+    }
+
+    /// A GET with further header lines.
     pub(crate) fn get_with(&self, path: &str, headers: &str) -> Option<(u16, String)> {
         Self::ask(([127, 0, 0, 1], self.port).into(), path, headers)
     }

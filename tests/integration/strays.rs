@@ -314,10 +314,10 @@ fn a_process_that_starts_again_takes_back_nothing_that_it_told() {
         "INSERT INTO audit_events.spool_ranges (instance_id, stream_id, partition, start_offset, end_offset) \
          SELECT '{instance}', stream_id, partition, next_offset, next_offset + 9000 FROM audit_events.consumer_offsets"
     ));
-    let mut second = scene.daemon_with(&[("SPOOL_DIR", "off"), ("GAP_WAIT_MS", "3000")]);
+    let mut second = scene.daemon_with(&[("SPOOL_DIR", "off"), ("GAP_WAIT_MS", "12000")]);
     second.wait_for_hold("records_deleted");
     // The gap is overdue, and only what is told keeps it from being declared.
-    std::thread::sleep(Duration::from_secs(6));
+    std::thread::sleep(Duration::from_secs(15));
     let mut first = scene.daemon();
     scene.wait_until_read(10_000, Duration::from_secs(120));
     check_drained(&scene, &first, &dir);

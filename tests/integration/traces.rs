@@ -12,7 +12,7 @@ use uuid::Uuid;
 use self::collector::{Collector, Official, Seen, trace_of};
 use crate::account::PLAN;
 use crate::letters::wait_until_relayed;
-use crate::scene::{Daemon, Scene, Stack, send, wait_for};
+use crate::scene::{Scene, Stack, send, wait_for};
 use crate::spooling::{check_drained, scene as spooling_scene, wait_until};
 
 const VALID: SamplePlan = SamplePlan { invalid_ppm: 0, duplicate_ppm: 0, ..PLAN };
@@ -29,12 +29,6 @@ fn event(correlation_id: Uuid, status: &str) -> String {
 /// The scene, its spans sent to `endpoint` soon.
 fn traced(scene: Scene, endpoint: &str) -> Scene {
     scene.set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).set("OTEL_BSP_SCHEDULE_DELAY", "100")
-}
-
-fn metric(daemon: &Daemon, line: &str) -> u64 {
-    let (_, text) = daemon.get("/metrics").unwrap();
-    let value = text.lines().find_map(|found| found.strip_prefix(line)).unwrap_or_default().trim();
-    value.parse().unwrap_or_else(|error| panic!("{line}{value}: {error}"))
 }
 
 /// Sends to partition 0 without headers.
@@ -299,9 +293,9 @@ fn a_collector_that_is_away_or_silent_costs_a_counter_and_nothing_else() {
         scene.wait_until_read(count, PATIENCE);
         assert!(started_at.elapsed() < Duration::from_secs(15), "{name}: {:?}", started_at.elapsed());
         wait_for("spans are dropped, and counted", PATIENCE, || {
-            metric(&daemon, "audit_consumer_spans_total{outcome=\"dropped\"}") > 0
+            daemon.metric("audit_consumer_spans_total{outcome=\"dropped\"}") > 0
         });
-        assert_eq!(metric(&daemon, "audit_consumer_spans_total{outcome=\"sent\"}"), 0);
+        assert_eq!(daemon.metric("audit_consumer_spans_total{outcome=\"sent\"}"), 0);
         let (status, took) = daemon.terminate(Duration::from_secs(20));
         assert!(status.success() && took < Duration::from_secs(8), "{name}: {status} in {took:?}");
         assert!(!daemon.log_text().contains("span"), "{}", daemon.log_text());

@@ -226,7 +226,13 @@ impl Database {
     pub(crate) fn sort(&self, kafka: &Kafka, batch: &Batch, path: CommitPath) -> Sorted {
         let mut sorted: Vec<(usize, i64, usize, Fate)> = Vec::with_capacity(batch.entries().len());
         let mut kept = BTreeMap::new();
-        for entry in batch.entries() {
+        // As PostgreSQL does it: those that came before last.
+        let is_late = |entry: &&Entry| {
+            path == CommitPath::Direct
+                && matches!(&entry.fate, BatchFate::Event(_, noted) if noted.is_repeated)
+        };
+        let (late, early): (Vec<&Entry>, Vec<&Entry>) = batch.entries().iter().partition(is_late);
+        for entry in early.into_iter().chain(late) {
             let Some(part) = batch.part_of(entry) else { return Err(broken("a record without a partition")) };
             let (partition, offset) = (part.key.partition.0 as usize, entry.offset.as_i64());
             let record = kafka.logs[partition].record(offset);
@@ -244,7 +250,7 @@ impl Database {
             let before = self.tables.kept.get(&record.identity).or_else(|| kept.get(&record.identity));
             let fate = match &entry.fate {
                 BatchFate::DeadLetter(letter) => Fate::Letter(letter.rejection.code),
-                BatchFate::Event(row, _) => {
+                BatchFate::Event(row, noted) => {
                     let id = copy::ids_of(batch.row(row)).map(|(id, _)| id);
                     if id != Some(audit_id(record.identity)) {
                         return Err(broken(&format!("another event's row at {partition}:{offset}")));
@@ -252,7 +258,9 @@ impl Database {
                     match before {
                         _ if record.kind == RecordKind::Refused => return Err(refused("22P05")),
                         None => Fate::Event,
-                        Some(_) if path == CommitPath::Direct => return Err(refused("23505")),
+                        Some(_) if path == CommitPath::Direct && !noted.is_repeated => {
+                            return Err(refused("23505"));
+                        }
                         Some((of, at)) => {
                             let other = kafka.logs[*of].record(*at);
                             let is_same = other.is_some_and(|other| other.payload == record.payload);

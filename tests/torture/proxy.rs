@@ -46,7 +46,7 @@ struct Shared {
     swallowed_count: AtomicU64,
     lie_count: AtomicUsize,
     lied_count: AtomicU64,
-    /// No heartbeat of a member of a group passes.
+    /// No heartbeat and no commit of a member of a group passes.
     is_deaf: AtomicBool,
     connections: Mutex<Vec<Arc<Connection>>>,
 }
@@ -129,7 +129,8 @@ impl Link {
         self.0.lied_count.load(Ordering::SeqCst)
     }
 
-    /// Lets no heartbeat of a member pass, or all again; a connection that lost one would wait for its answer, so all are ended then.
+    /// Lets nothing pass by whose answer a member would learn that it is none, or all again; a connection that lost one
+    /// would wait for its answer, so all are ended then.
     pub(crate) fn deafen(&self, is_deaf: bool) {
         self.0.is_deaf.store(is_deaf, Ordering::SeqCst);
         if !is_deaf {

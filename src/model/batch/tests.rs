@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::event::Timestamp;
 use crate::model::position::{Partition, StreamId, TopicPartition};
 use crate::model::rejection::RejectionCode;
 
@@ -42,13 +43,17 @@ fn letter() -> DeadLetter {
     DeadLetter { rejection, sqlstate: None, audit_id: None, correlation_id: None }
 }
 
-/// Every third record is a dead letter; a row is the record's offset in 8 bytes.
+fn noted(is_repeated: bool) -> Noted {
+    Noted { flag: None, trust_percent: 80, is_repeated }
+}
+
+/// Every third record is a dead letter, of the others every fifth came before; a row is the record's offset in 8 bytes.
 fn decode(record: &Record, rows: &mut Vec<u8>) -> Decoded {
     if record.offset.as_i64() % 3 == 0 {
         return Decoded::DeadLetter(letter());
     }
     rows.extend_from_slice(&record.offset.as_i64().to_be_bytes());
-    Decoded::Event(Timestamp::MIN, Noted { flag: None, trust_percent: 80 })
+    Decoded::Event(Timestamp::MIN, noted(record.offset.as_i64() % 5 == 0))
 }
 
 fn build(chunks: &[Arc<Chunk>]) -> Batch {
@@ -60,11 +65,16 @@ fn build(chunks: &[Arc<Chunk>]) -> Batch {
 }
 
 fn rows(batch: &Batch) -> Vec<u8> {
-    batch.row_runs().flatten().copied().collect()
+    batch.row_runs(Rows::All).flatten().copied().collect()
 }
 
 #[track_caller]
 fn check(batch: &Batch) {
+    let len_bytes = |rows| batch.row_runs(rows).map(<[u8]>::len).sum::<usize>();
+    for rows in [Rows::All, Rows::Repeated(false), Rows::Repeated(true)] {
+        assert_eq!(u64::try_from(len_bytes(rows) / 8).unwrap(), batch.row_count(rows), "{rows:?}");
+    }
+    assert_eq!(len_bytes(Rows::Repeated(false)) + len_bytes(Rows::Repeated(true)), len_bytes(Rows::All));
     for part in batch.parts() {
         assert!(part.is_balanced(), "{part:?}");
     }

@@ -15,8 +15,8 @@ const SWALLOW_LASTS: Duration = Duration::from_millis(400);
 const PIECE_LEN_BYTES: usize = 64 * 1024;
 /// A simple query `COMMIT` (PostgreSQL, "Frontend/Backend Protocol"), as our commits send it.
 const COMMIT: &[u8] = b"Q\0\0\0\x0bCOMMIT\0";
-/// The API key of `Heartbeat` (Kafka, "Protocol").
-const HEARTBEAT: u16 = 12;
+/// The API keys of `OffsetCommit` and `Heartbeat` (Kafka, "Protocol"): by their answers a member learns that it is none.
+const OF_MEMBERS: [u16; 2] = [8, 12];
 /// The API key of `EndTxn` (Kafka, "Protocol").
 const END_TXN: u16 = 26;
 /// The first version of `EndTxn` with flexible fields.
@@ -128,8 +128,9 @@ impl Connection {
     }
 
     fn pass_to_server(&self, shared: &Shared, bytes: &[u8]) -> io::Result<()> {
-        let is_heartbeat = shared.wire == Wire::Kafka && api_key(bytes) == Some(HEARTBEAT);
-        if is_heartbeat && shared.is_deaf.load(Ordering::SeqCst) {
+        let is_of_member =
+            shared.wire == Wire::Kafka && api_key(bytes).is_some_and(|key| OF_MEMBERS.contains(&key));
+        if is_of_member && shared.is_deaf.load(Ordering::SeqCst) {
             return Ok(());
         }
         let is_last_step = match shared.wire {
