@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use rdkafka::client::{ClientContext, OAuthToken};
@@ -39,6 +39,8 @@ const INIT_TIMEOUT: Duration = Duration::from_secs(30);
 const SEND_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the offsets, and the commit, may take.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(15);
+/// What librdkafka has not said by then it may never say, see [`Producer::send_position`].
+const HUNG_AFTER: Duration = Duration::from_secs(20);
 /// How long asking for positions may take.
 const POSITION_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long ending a transaction that failed may take: if it is not ended the broker does it.
@@ -134,9 +136,9 @@ impl ProducerContext for Deliveries {
 
 /// A transactional producer that has fenced every earlier one, with a consumer for its positions.
 pub struct Producer {
-    producer: BaseProducer<Deliveries>,
+    producer: Arc<BaseProducer<Deliveries>>,
     positions: BaseConsumer<Link>,
-    group_metadata: ConsumerGroupMetadata,
+    group_metadata: Arc<ConsumerGroupMetadata>,
 }
 
 impl std::fmt::Debug for Producer {
@@ -188,7 +190,7 @@ impl Producer {
             step: STEP,
             reason: "librdkafka has no metadata of the group".into(),
         })?;
-        Ok(Self { producer, positions, group_metadata })
+        Ok(Self { producer: Arc::new(producer), positions, group_metadata: Arc::new(group_metadata) })
     }
 
     /// The committed positions of the partitions of `topic`; one that has none is left out. To be asked after
@@ -278,12 +280,35 @@ impl Producer {
                     .set_offset(rdkafka::Offset::Offset(position.next.as_i64()))
                     .map_err(|error| OutletError::of("name the position", error))?;
             }
-            self.producer
-                .send_offsets_to_transaction(&list, &self.group_metadata, COMMIT_TIMEOUT)
-                .map_err(|error| OutletError::of("send the position", error))?;
+            self.send_position(list)?;
         }
         failpoint::at("relay_after_offsets");
         Ok(placements)
+    }
+
+    /// Sends the position within the transaction, on a thread of its own, as librdkafka (2.12) may not return from it,
+    /// whatever the limit: it waits for a connection to the group's coordinator, and when what it remembers as
+    /// coordinator is a broker that it has dropped meanwhile (as it drops those that an answer to a metadata request
+    /// does not name), nobody makes that connection, and nothing but another broker's change of state wakes it. The thread
+    /// and its producer are left behind then; the next producer fences it.
+    fn send_position(&self, list: TopicPartitionList) -> Result<(), OutletError> {
+        const STEP: &str = "send the position";
+        let doubt = |reason: String| OutletError::Doubt { step: STEP, reason };
+        let (producer, group) = (Arc::clone(&self.producer), Arc::clone(&self.group_metadata));
+        let (sender, answer) = mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name("relay-position".into()).spawn(move || {
+            failpoint::at("relay_in_offsets");
+            let sent = producer.send_offsets_to_transaction(&list, &group, COMMIT_TIMEOUT);
+            drop(producer);
+            if sender.send(sent).is_err() {
+                tracing::debug!("a call of librdkafka that was given up has returned");
+            }
+        });
+        drop(thread.map_err(|error| doubt(error.to_string()))?);
+        match answer.recv_timeout(HUNG_AFTER) {
+            Ok(sent) => sent.map_err(|error| OutletError::of(STEP, error)),
+            Err(error) => Err(doubt(format!("librdkafka does not return; a new producer is made ({error})"))),
+        }
     }
 
     fn enqueue(

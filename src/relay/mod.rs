@@ -33,6 +33,8 @@
 //!   marked.
 //! - Another group's transaction on the same dead letter topic hides what is committed behind it: looking letters up
 //!   waits for it to end.
+//! - librdkafka never returns from a call within a transaction: the call, and its producer, are given up, which is the
+//!   same as if we had died there; should it go on later it is fenced.
 //! - PostgreSQL fails over and loses marks, or rows that were relayed come back: they are below the position, and found.
 //!
 //! Ingestion never waits for the relay: they share only the table.
@@ -60,7 +62,7 @@ use crate::store::{Session, SessionPurpose, StoreError, StoreSettings, WaitingSt
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the others try to lead, and how often PostgreSQL is tried while it is away.
 const LEAD_INTERVAL: Duration = Duration::from_secs(2);
-/// How often the backlog is counted.
+/// How often the backlog is counted, so that it is shown, and PostgreSQL hears of us, while Kafka is waited for, too.
 const BACKLOG_INTERVAL: Duration = Duration::from_secs(10);
 /// A producer that has nothing to send for so long is dropped.
 const IDLE_LIMIT: Duration = Duration::from_secs(300);
@@ -69,8 +71,6 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(20);
 /// How many transactions of one stream go before another stream's turn.
 const TURN_COUNT: usize = 100;
-/// How often PostgreSQL hears of us while Kafka is waited for.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long one question of ours to PostgreSQL may take beyond its statement timeout.
 const STORE_TIMEOUT: Duration = Duration::from_secs(70);
 
@@ -329,12 +329,13 @@ impl Relay {
         Ok(())
     }
 
-    /// Does `work` with Kafka on a thread where waiting is allowed, and shows PostgreSQL meanwhile that we live: a leader
-    /// that is silent loses the lock.
+    /// Does `work` with Kafka on a thread where waiting is allowed, and counts the backlog meanwhile: a leader that is
+    /// silent loses the lock.
     async fn with_letters<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Letters) -> Result<T, OutletError> + Send + 'static,
     ) -> Result<T, RelayError> {
+        let group = Arc::clone(&self.settings.store.group);
         let mut letters = match self.letters.take() {
             Some(letters) => letters,
             None => Letters::new(&self.settings.outlet, self.settings.format)?,
@@ -349,9 +350,8 @@ impl Relay {
         let done = loop {
             tokio::select! {
                 done = &mut task => break done,
-                () = tokio::time::sleep(PING_INTERVAL) => {
-                    let Some(session) = &mut self.session else { continue };
-                    if let Err(error) = answered(session.ping()).await {
+                () = tokio::time::sleep(BACKLOG_INTERVAL) => {
+                    if let Err(error) = self.count_backlog(&group).await {
                         tracing::debug!(%error, "the relay's session is gone");
                         self.session = None;
                     }

@@ -129,15 +129,6 @@ impl Session {
         Ok(is_leader)
     }
 
-    /// Says something, so that the session counts as alive.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub async fn ping(&mut self) -> Result<(), StoreError> {
-        sqlx::query("SELECT 1").execute(&mut self.connection).await?;
-        Ok(())
-    }
-
     /// The streams of `group` with dead letters that wait, oldest stream first. Those of imports have no topic to go to.
     ///
     /// # Errors

@@ -8,14 +8,13 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Headers, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use rustix::process::Signal;
 
 use crate::account::PLAN;
-use crate::scene::{Daemon, Scene, Stack, scaled, send, wait_for};
+use crate::scene::{Scene, Stack, send, wait_for};
 
 /// Two of a hundred records are dead letters.
-const FEW: SamplePlan = SamplePlan { invalid_ppm: 20_000, duplicate_ppm: 0, ..PLAN };
-const WAITING: &str = "SELECT count(*) FROM audit_events.dead_letters WHERE relayed_at IS NULL";
+pub(crate) const FEW: SamplePlan = SamplePlan { invalid_ppm: 20_000, duplicate_ppm: 0, ..PLAN };
+pub(crate) const WAITING: &str = "SELECT count(*) FROM audit_events.dead_letters WHERE relayed_at IS NULL";
 
 /// A record of a topic.
 #[derive(Debug, Clone)]
@@ -195,129 +194,6 @@ fn a_letter_carries_the_record_and_every_header() {
     let status = daemon.status().unwrap();
     assert_eq!(status["relay"]["role"], "leader", "{status:#}");
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
-}
-
-/// Every step of the relay at which the process is killed.
-const KILL_POINTS: [&str; 8] = [
-    "relay_after_read",
-    "relay_after_send",
-    "relay_after_offsets",
-    "relay_before_commit",
-    "relay_after_commit",
-    "relay_before_read_back",
-    "relay_before_mark",
-    "relay_after_mark",
-];
-
-#[test]
-fn a_relay_that_is_killed_at_every_step_sends_each_letter_once() {
-    // A static member that comes back has its partitions at once.
-    let scene = Scene::new("relaykill", 6).set("KAFKA_INSTANCE_ID", "only");
-    let round_count = scaled(3, 20);
-    let record_count = scaled(300, 720);
-    let mut produced_count = 0;
-    for round in 0..round_count {
-        for point in KILL_POINTS {
-            scene.produce(&FEW, produced_count, produced_count + record_count);
-            produced_count += record_count;
-            // At the first transaction, or, where the rows are enough for several, at a later one.
-            let mut daemon = scene.daemon_with(&[("FAILPOINTS", &format!("{point}=return"))]);
-            let status = daemon.wait_for_end(Duration::from_secs(40));
-            assert_eq!(
-                std::os::unix::process::ExitStatusExt::signal(&status),
-                Some(9),
-                "{point}, round {round}"
-            );
-        }
-    }
-    let mut daemon = scene.daemon();
-    scene.wait_until_read(produced_count, Duration::from_secs(120));
-    wait_until_relayed(&scene, Duration::from_secs(60));
-    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
-    let (letter_count, aborted_count) = check_one_to_one(&scene);
-    assert_eq!(u64::try_from(letter_count).unwrap(), FEW.totals(produced_count).dead_letters);
-    assert!(aborted_count > 0, "no transaction was ever aborted");
-    eprintln!("{produced_count} records, {letter_count} letters, {aborted_count} aborted records");
-    scene.verify().check(FEW.totals(produced_count));
-}
-
-fn end_relay_sessions(scene: &Scene) -> u64 {
-    scene.number(&format!(
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-          WHERE datname = '{}' AND application_name = 'audit-consumer/relay'",
-        scene.name
-    ))
-}
-
-#[test]
-fn two_leaders_against_each_other_send_each_letter_once() {
-    let scene = Scene::new("relaytwo", 4);
-    // Whoever leads dawdles at some step for longer than the other one waits, and meanwhile its session, and the lock
-    // with it, is taken away.
-    let steps = KILL_POINTS.map(|point| format!("{point}=15%sleep(3000)")).join(";");
-    let settings = [("FAILPOINTS", steps.as_str())];
-    let mut daemons = [scene.daemon_with(&settings), scene.daemon_with(&settings)];
-    let round_count = scaled(20, 100);
-    for round in 0..round_count {
-        scene.produce(&FEW, round * 500, (round + 1) * 500);
-        std::thread::sleep(Duration::from_millis(700));
-        end_relay_sessions(&scene);
-    }
-    scene.wait_until_read(round_count * 500, Duration::from_secs(60));
-    wait_until_relayed(&scene, Duration::from_secs(90));
-    // It was fenced, or found the other's position in place of its own; one that dawdles still finds out when it goes on.
-    let met = |daemon: &Daemon| {
-        let metrics = daemon.get("/metrics").unwrap().1;
-        ["fenced", "doubt"]
-            .iter()
-            .any(|class| metrics.contains(&format!("relay_failures_total{{class=\"{class}\"}}")))
-    };
-    wait_for("a leader meets the other", Duration::from_secs(30), || daemons.iter().any(met));
-    for daemon in &mut daemons {
-        assert!(daemon.terminate(Duration::from_secs(15)).0.success());
-    }
-    let (letter_count, aborted_count) = check_one_to_one(&scene);
-    eprintln!("{letter_count} letters, {aborted_count} aborted records");
-}
-
-#[test]
-fn a_stopped_relay_holds_readers_up_for_half_a_minute_at_most_and_is_fenced_then() {
-    let scene = Scene::new("relaystop", 1);
-    scene.send_all(&[Some(b"no event".to_vec())]);
-    let daemon = scene.daemon_with(&[("FAILPOINTS", "relay_after_send=1*sleep(2000)")]);
-    let topic = letter_topic(&scene);
-    wait_for("the letter is sent", Duration::from_secs(30), || {
-        scene.number("SELECT count(*) FROM audit_events.dead_letters") == 1
-            && !uncommitted(&scene, &topic).is_empty()
-    });
-    daemon.signal(Signal::STOP);
-    let stopped_at = Instant::now();
-    let producer = scene.producer(&[]);
-    send(&producer, &topic, None, Some(b"behind it"), Some(0));
-    rdkafka::producer::Producer::flush(&producer, Duration::from_secs(10)).unwrap();
-    let sees_it = || {
-        read_topic(&scene.stack, &topic, "read_committed")
-            .iter()
-            .any(|letter| letter.value.as_deref() == Some(b"behind it"))
-    };
-    assert!(!sees_it(), "nothing was open");
-    wait_for("readers go on", Duration::from_secs(31), sees_it);
-    eprintln!("readers waited {:?}", stopped_at.elapsed());
-    assert!(stopped_at.elapsed() <= Duration::from_secs(30));
-    daemon.signal(Signal::CONT);
-    wait_until_relayed(&scene, Duration::from_secs(60));
-    let letters = read_topic(&scene.stack, &topic, "read_committed");
-    assert_eq!(letters.iter().filter(|letter| letter.find_header("dlq.id").is_some()).count(), 1);
-}
-
-/// The records of a topic that may not be there yet.
-fn uncommitted(scene: &Scene, topic: &str) -> Vec<Letter> {
-    let topics = scene.topics();
-    if topics.iter().any(|name| name == topic) {
-        read_topic(&scene.stack, topic, "read_uncommitted")
-    } else {
-        vec![]
-    }
 }
 
 #[test]
@@ -561,30 +437,6 @@ fn positions_and_transactional_ids_that_expire_bring_no_letter_twice() {
     assert!(daemon.log_text().contains("the relay's position was gone"));
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
     assert_eq!(u64::try_from(check_one_to_one(&scene).0).unwrap(), FEW.totals(8_000).dead_letters);
-}
-
-#[test]
-fn a_broker_that_is_killed_during_a_commit_costs_time_and_no_letter() {
-    let stack = Stack::private();
-    let scene = Scene::on(&stack, "relaybroker", 3).set("KAFKA_SESSION_TIMEOUT_MS", "45000");
-    let round_count = scaled(2, 20);
-    let points = ["relay_after_send", "relay_before_commit", "relay_after_commit"];
-    // Each third transaction or so waits just there while the broker is killed.
-    let steps = points.map(|point| format!("{point}=40%sleep(700)")).join(";");
-    let mut daemon = scene.daemon_with(&[("FAILPOINTS", &steps)]);
-    daemon.wait_until_reading(3);
-    for round in 0..round_count {
-        scene.produce(&FEW, round * 1_000, (round + 1) * 1_000);
-        std::thread::sleep(Duration::from_millis(300 + round * 173 % 900));
-        stack.run(&["restart", "kafka", "immediate"]);
-    }
-    scene.wait_until_read(round_count * 1_000, Duration::from_secs(120));
-    wait_until_relayed(&scene, Duration::from_secs(120));
-    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
-    let (letter_count, aborted_count) = check_one_to_one(&scene);
-    assert_eq!(u64::try_from(letter_count).unwrap(), FEW.totals(round_count * 1_000).dead_letters);
-    eprintln!("{letter_count} letters, {aborted_count} aborted records");
-    scene.verify();
 }
 
 #[test]

@@ -31,6 +31,7 @@ mod rebalance;
 mod records;
 mod redrive;
 mod registry;
+mod relay;
 mod retention;
 mod rights;
 mod scene;

@@ -268,10 +268,12 @@ impl Nemesis {
         self.fleet.signal(daemon, Signal::CONT) && is_stopped
     }
 
-    /// Arms a daemon that is not armed, and kills it so that its next process is the armed one.
+    /// Arms a daemon that is not armed, and kills it so that its next process is the armed one. An outage, which is rare,
+    /// takes one that is armed otherwise, too.
     fn crash(&self, points: &[&'static str], random: &mut Random) -> bool {
-        let Some(daemon) = self.unarmed(random) else {
-            return self.fleet.kill(random.index(self.fleet.count()));
+        let any = random.index(self.fleet.count());
+        let Some(daemon) = self.unarmed(random).or((points == OUTAGE_POINTS).then_some(any)) else {
+            return self.fleet.kill(any);
         };
         // What has not happened yet comes first.
         let crashed = self.fleet.crashed();
@@ -279,7 +281,11 @@ impl Nemesis {
         random.shuffle(&mut points);
         points.sort_by_key(|point| crashed.iter().filter(|name| *name == point).count());
         let name = points[random.index(3.min(points.len()))];
-        let hit = if name.starts_with("commit") { random.within(1..30) } else { random.within(1..3) };
+        let hit = match name {
+            name if name.starts_with("commit") => random.within(1..30),
+            name if OUTAGE_POINTS.contains(&name) => 1,
+            _ => random.within(1..3),
+        };
         self.say(&format!("daemon {daemon} is armed with {name} at hit {hit}"));
         self.fleet.arm(daemon, CrashPoint { name, hit });
         self.fleet.kill(daemon)

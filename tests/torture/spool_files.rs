@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::random::Random;
+use crate::side::SPOOLED_TOPIC;
 
 /// The segments that hold batches, oldest first.
 fn segments(spool: &Path) -> Vec<PathBuf> {
@@ -22,7 +23,11 @@ pub(crate) fn held_len_bytes(spool: &Path) -> u64 {
     segments(spool).iter().filter_map(|path| fs::metadata(path).ok()).map(|metadata| metadata.len()).sum()
 }
 
-/// Changes a bit in a segment, or adds half a line to the last one; says what was done.
+/// How many segments are looked at for one that holds no record's only copy.
+const LOOK_COUNT: usize = 16;
+
+/// Changes a bit in a segment, or adds half a line to the last one; says what was done. A bit of a record whose only copy
+/// is there would be a loss that nobody can mend, so what holds some of [`SPOOLED_TOPIC`] is spared.
 pub(crate) fn damage(spool: &Path, is_torn_tail: bool, random: &mut Random) -> Option<String> {
     let segments = segments(spool);
     if is_torn_tail {
@@ -31,8 +36,13 @@ pub(crate) fn damage(spool: &Path, is_torn_tail: bool, random: &mut Random) -> O
         file.write_all(b"{\"kind\":\"record\",\"half\":").ok()?;
         return Some(format!("half a line at the end of {}", path.display()));
     }
-    let path = segments.get(random.index(segments.len()))?;
-    let mut bytes = fs::read(path).ok().filter(|bytes| !bytes.is_empty())?;
+    let is_spared =
+        |bytes: &[u8]| bytes.windows(SPOOLED_TOPIC.len()).any(|window| window == SPOOLED_TOPIC.as_bytes());
+    let (path, mut bytes) = (0..LOOK_COUNT).find_map(|_| {
+        let path = segments.get(random.index(segments.len()))?;
+        let bytes = fs::read(path).ok()?;
+        (!bytes.is_empty() && !is_spared(&bytes)).then_some((path, bytes))
+    })?;
     let at = random.index(bytes.len());
     *bytes.get_mut(at)? ^= 1 << random.index(8);
     // In place: the file stays the daemon's.

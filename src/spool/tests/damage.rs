@@ -274,6 +274,19 @@ fn a_segment_with_zeroed_blocks_is_accounted_for() {
 }
 
 #[test]
+fn what_stands_behind_a_right_footer_is_cut_off_and_costs_nothing() {
+    let scene = Scene::new(Stands::SealedAndLast);
+    for behind in [b"{\"kind\":\"record\",\"half\":", &b"\n"[..], b"half\nand a line\n", scene.bytes()] {
+        let bytes = [scene.bytes(), behind].concat();
+        let what = || format!("{} bytes behind the footer", behind.len());
+        scene.check(&bytes, what);
+        let (_, _, recovery, drained) = scene.start(&bytes, &what);
+        assert_eq!(drained.chunks.len(), scene.chunks.len());
+        assert_eq!((recovery.cuts.len(), recovery.quarantined.len()), (1, 0));
+    }
+}
+
+#[test]
 fn a_segment_that_is_gone_is_missed() {
     let scene = Scene::new(Stands::Between);
     let disk = SimDisk::default();
