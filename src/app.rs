@@ -147,7 +147,7 @@ fn open_spool(config: &SpoolConfig, instance: Uuid) -> anyhow::Result<Spool> {
         )
     })?;
     for cut in &recovery.cuts {
-        tracing::warn!(segment = cut.segment.0, at = cut.at, len_bytes = cut.len_bytes, file = ?cut.file, "the end of a segment of the spool was never finished, and is cut");
+        tracing::warn!(segment = cut.segment.0, at = cut.at, len_bytes = cut.len_bytes, file = ?cut.file, damage = ?cut.damage, "what stands behind the last whole batch of a segment of the spool is cut off");
     }
     for quarantined in &recovery.quarantined {
         if quarantined.when == QuarantinedWhen::SetAside {
@@ -156,7 +156,8 @@ fn open_spool(config: &SpoolConfig, instance: Uuid) -> anyhow::Result<Spool> {
         }
         tracing::error!(
             ?quarantined,
-            "a file of the spool is in quarantine; what it held is read from kafka"
+            "a file of the spool is in quarantine; what it held is read from kafka, and where kafka has deleted it \
+             `spool drain --fill-gap --reason WHY` stores what is whole"
         );
     }
     for missing in &recovery.missing {

@@ -300,8 +300,8 @@ impl Producer {
             failpoint::at("relay_in_offsets");
             let sent = producer.send_offsets_to_transaction(&list, &group, COMMIT_TIMEOUT);
             drop(producer);
-            if sender.send(sent).is_err() {
-                tracing::debug!("a call of librdkafka that was given up has returned");
+            if let Err(mpsc::SendError(sent)) = sender.send(sent) {
+                tracing::info!(?sent, "a call of librdkafka that was given up has returned");
             }
         });
         drop(thread.map_err(|error| doubt(error.to_string()))?);
@@ -352,6 +352,9 @@ impl Producer {
 
     /// Ends a transaction that was not committed, so that readers need not wait; if that fails the broker does it.
     fn abort(&self) {
+        if failpoint::is_on("relay_no_abort") {
+            return;
+        }
         self.producer.purge(PurgeConfig::default().queue().inflight());
         // Reports that are not served would hold the abort up.
         let ended =

@@ -267,11 +267,12 @@ impl Relay {
         if now < self.backlog_at {
             return Ok(());
         }
-        self.backlog_at = now + BACKLOG_INTERVAL;
         let Some(session) = &mut self.session else { return Ok(()) };
-        let backlog = match answered(session.relay_backlog(group)).await {
+        let backlog = answered(session.relay_backlog(group)).await;
+        self.backlog_at = self.clock.monotonic() + BACKLOG_INTERVAL;
+        let backlog = match backlog {
             // It is only for people.
-            Err(StoreError::StatementTimeout(_)) => return Ok(()),
+            Err(StoreError::StatementTimeout(_) | StoreError::Contended { .. }) => return Ok(()),
             backlog => backlog?,
         };
         self.show(|state| {
@@ -286,12 +287,15 @@ impl Relay {
     }
 
     async fn send_stream(&mut self, stream: &WaitingStream) -> Result<(), RelayError> {
+        let group = Arc::clone(&self.settings.store.group);
         for _ in 0..TURN_COUNT {
+            // Without the lock somebody else may be at work: it is not to be fenced for nothing.
+            self.session()?;
+            self.count_backlog(&group).await?;
             let started_at = self.clock.monotonic();
             let begun = stream.clone();
             if self.with_letters(move |letters| letters.begin(&begun)).await? {
                 // Every other relay is fenced only now: what it sent, or gave away, before that shows here.
-                let group = Arc::clone(&self.settings.store.group);
                 let now = answered(self.session()?.waiting_streams(&group)).await?;
                 if !now.contains(stream) {
                     break;
@@ -354,6 +358,7 @@ impl Relay {
                     if let Err(error) = self.count_backlog(&group).await {
                         tracing::debug!(%error, "the relay's session is gone");
                         self.session = None;
+                        self.show(|state| state.role = RelayRole::Follower);
                     }
                 }
             }

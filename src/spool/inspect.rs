@@ -153,8 +153,8 @@ impl<D: Disk> Inspection<D> {
         let newest = self.files()?.into_iter().rev().find(|other| other.place == SegmentPlace::Held);
         let scan = self.scan(file, Depth::Records, |_batch| ())?;
         let is_newest = newest.is_some_and(|newest| newest.path == file.path);
-        let kind =
-            if is_newest && scan.has_torn_tail() { FindingKind::Unfinished } else { FindingKind::Damage };
+        let is_cut_at_start = is_newest && (scan.has_torn_tail() || scan.footer == FooterSeen::Right);
+        let kind = if is_cut_at_start { FindingKind::Unfinished } else { FindingKind::Damage };
         let finding = |damage| Finding { kind, path: file.path.clone(), damage };
         Ok(scan.damages.into_iter().map(finding).collect())
     }

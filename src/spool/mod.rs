@@ -53,7 +53,7 @@
 //! | a footer, no damage, and the end that the successor names | kept |
 //! | no footer, no damage, no successor | sealed: the process ended while it was written |
 //! | the end that the successor names is reached without damage | cut there and sealed |
-//! | no successor, and all damage is behind a footer that is right | cut behind the last batch and sealed |
+//! | no successor that says where it ended, damage, and a footer that is right about all batches | cut behind the last batch and sealed |
 //! | no successor, no footer, and damage that an append under way can leave | cut behind the last batch before it and sealed |
 //! | its successor names an older segment, or it holds no batch | nothing was ever acknowledged in it: removed, or quarantined when it holds more than a header |
 //! | anything else | quarantined |

@@ -57,10 +57,8 @@ pub(super) fn judge(scan: &SegmentScan, successor: Successor) -> Verdict {
 fn judge_alone(scan: &SegmentScan, first_fault: Option<Fault>) -> Verdict {
     match (first_fault, scan.footer) {
         (None, FooterSeen::Right) => Verdict::Keep,
-        // A right footer proves all before it; nothing of ours is ever written behind one.
-        (Some(Fault::AfterFooter), FooterSeen::Right) if !scan.batches.is_empty() => {
-            Verdict::Seal(scan.end())
-        }
+        // A right footer proves all batches: it covers what stands before the first damage, so the damage is behind that.
+        (Some(_), FooterSeen::Right) if !scan.batches.is_empty() => Verdict::Seal(scan.end()),
         (None, FooterSeen::None) if scan.batches.is_empty() => Verdict::Unused,
         (None, FooterSeen::None) => Verdict::Seal(scan.end()),
         (Some(_), FooterSeen::None) if !scan.batches.is_empty() && scan.has_torn_tail() => {

@@ -154,11 +154,13 @@ fn a_broker_that_is_killed_during_a_commit_costs_time_and_no_letter() {
     scene.verify();
 }
 
-/// A call of librdkafka that does not return (as if: the thread that makes it sleeps beforehand) is given up after 20 s.
+/// A call of librdkafka that does not return (as if: the thread that makes it sleeps beforehand) is given up after 20 s; its
+/// transaction can't be aborted meanwhile, and the call goes on when another producer has taken over.
 #[test]
 fn a_call_that_does_not_return_is_given_up_and_costs_no_letter() {
     let scene = Scene::new("relayhung", 2);
-    let mut daemon = scene.daemon_with(&[("FAILPOINTS", "relay_in_offsets=1*sleep(40000)")]);
+    let mut daemon =
+        scene.daemon_with(&[("FAILPOINTS", "relay_no_abort=return;relay_in_offsets=1*sleep(40000)")]);
     scene.produce(&FEW, 0, 500);
     scene.wait_until_read(500, Duration::from_secs(30));
     let waiting_count = scene.number(WAITING);
@@ -170,6 +172,11 @@ fn a_call_that_does_not_return_is_given_up_and_costs_no_letter() {
     assert_eq!(scene.number(WAITING), waiting_count, "the call has not ended yet");
     wait_until_relayed(&scene, Duration::from_secs(30));
     assert!(daemon.get("/metrics").unwrap().1.contains("relay_failures_total{class=\"doubt\"}"));
+    // The call that was given up goes on, and is refused.
+    wait_for("the call returns", Duration::from_secs(40), || {
+        daemon.log_text().contains("that was given up has returned")
+    });
+    assert!(daemon.log_text().contains("sent=Err("), "{}", daemon.log_text());
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
     check_one_to_one(&scene);
     scene.verify().check(FEW.totals(500));

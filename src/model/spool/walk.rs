@@ -173,7 +173,11 @@ impl Walk {
         if place == Place::End {
             self.place = Place::End;
             self.forget_records();
-            return damage(Fault::AfterFooter);
+            let batch = match parsed {
+                Ok(Line::Batch(batch)) => Some(Found::Broken(batch)),
+                _ => None,
+            };
+            return Step::Damage { fault: Fault::AfterFooter, batch };
         }
         match (place, parsed) {
             (Place::Start, Ok(Line::Header(header))) => self.header(header, line),

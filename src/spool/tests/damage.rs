@@ -274,11 +274,21 @@ fn a_segment_with_zeroed_blocks_is_accounted_for() {
 }
 
 #[test]
-fn what_stands_behind_a_right_footer_is_cut_off_and_costs_nothing() {
+fn what_stands_behind_the_batches_that_a_footer_proves_is_cut_off_and_costs_nothing() {
     let scene = Scene::new(Stands::SealedAndLast);
-    for behind in [b"{\"kind\":\"record\",\"half\":", &b"\n"[..], b"half\nand a line\n", scene.bytes()] {
-        let bytes = [scene.bytes(), behind].concat();
-        let what = || format!("{} bytes behind the footer", behind.len());
+    let footer_at = scene.bytes().trim_ascii_end().iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+    let (batches, footer) = scene.bytes().split_at(footer_at);
+    for junk in [b"{\"kind\":\"record\",\"half\":", &b"\n"[..], b"half\nand a line\n", scene.bytes()] {
+        let bytes = [scene.bytes(), junk].concat();
+        let what = || format!("{} bytes behind the footer", junk.len());
+        scene.check(&bytes, what);
+        let (_, _, recovery, drained) = scene.start(&bytes, &what);
+        assert_eq!(drained.chunks.len(), scene.chunks.len());
+        assert_eq!((recovery.cuts.len(), recovery.quarantined.len()), (1, 0));
+    }
+    for junk in [&b"\n"[..], b"half\nand a line\n"] {
+        let bytes = [batches, junk, footer].concat();
+        let what = || format!("{} bytes before the footer", junk.len());
         scene.check(&bytes, what);
         let (_, _, recovery, drained) = scene.start(&bytes, &what);
         assert_eq!(drained.chunks.len(), scene.chunks.len());
