@@ -44,6 +44,8 @@ enum Leave {
 pub(crate) struct CrashPoint {
     pub(crate) name: &'static str,
     pub(crate) hit: u64,
+    /// A process that ends otherwise leaves it to the next one.
+    pub(crate) stays: bool,
 }
 
 /// What happened to a daemon that should not.
@@ -159,10 +161,12 @@ impl Fleet {
         let is_killed = status.is_some_and(|status| status.signal() == Some(SIGKILL));
         let is_terminated = status.is_some_and(|status| status.signal() == Some(SIGTERM));
         let is_done = status.is_some_and(|status| status.success());
-        match (daemon.leave, daemon.armed.take()) {
+        let mut armed = daemon.armed.take();
+        match (daemon.leave, &armed) {
             (Leave::Killed, _) if is_killed => {}
             (_, Some(point)) if is_killed => {
                 self.crashed.lock().unwrap_or_else(PoisonError::into_inner).push(point.name);
+                armed = None;
             }
             // Killed or not, before it had ended.
             (Leave::Asked(_), _) if is_done || is_killed => {}
@@ -172,6 +176,9 @@ impl Fleet {
             // librdkafka takes that for another process in its place, and the daemon ends.
             _ if self.is_fenced(index) => drop(self.fenced_count.fetch_add(1, Ordering::SeqCst)),
             _ => self.report(index, format!("{status:?}")),
+        }
+        if daemon.next_armed.is_none() {
+            daemon.next_armed = armed.filter(|point| point.stays);
         }
         daemon.child = None;
         daemon.leave = Leave::None;
@@ -203,7 +210,7 @@ impl Fleet {
         daemon.armed = daemon.next_armed.take();
         let points =
             home.settings.iter().find(|(key, _)| key == "FAILPOINTS").map(|(_, value)| value.clone());
-        let armed = daemon.armed.as_ref().map(|CrashPoint { name, hit }| match hit.saturating_sub(1) {
+        let armed = daemon.armed.as_ref().map(|CrashPoint { name, hit, .. }| match hit.saturating_sub(1) {
             0 => format!("{name}=return"),
             before => format!("{name}={before}*off->return"),
         });
@@ -274,6 +281,12 @@ impl Fleet {
         daemon.armed.is_some() || daemon.next_armed.is_some()
     }
 
+    /// Whether a daemon stays armed until it dies at its crash point.
+    pub(crate) fn stays_armed(&self, index: usize) -> bool {
+        let daemon = self.lock(index);
+        [&daemon.armed, &daemon.next_armed].into_iter().flatten().any(|point| point.stays)
+    }
+
     /// Whether a daemon is started again when it has ended.
     pub(crate) fn want(&self, index: usize, is_wanted: bool) {
         self.lock(index).is_wanted = is_wanted;
@@ -289,6 +302,9 @@ impl Fleet {
             let is_armed = {
                 let mut daemon = self.lock(index);
                 daemon.next_armed = None;
+                if let Some(point) = &mut daemon.armed {
+                    point.stays = false;
+                }
                 daemon.armed.is_some()
             };
             self.signal(index, Signal::CONT);

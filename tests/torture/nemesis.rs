@@ -269,10 +269,12 @@ impl Nemesis {
     }
 
     /// Arms a daemon that is not armed, and kills it so that its next process is the armed one. An outage, which is rare,
-    /// takes one that is armed otherwise, too.
+    /// takes one that is armed otherwise, too, and what it arms stays armed until it dies there: one at a time.
     fn crash(&self, points: &[&'static str], random: &mut Random) -> bool {
         let any = random.index(self.fleet.count());
-        let Some(daemon) = self.unarmed(random).or((points == OUTAGE_POINTS).then_some(any)) else {
+        let is_outage = points == OUTAGE_POINTS;
+        let is_waiting = is_outage && (0..self.fleet.count()).any(|index| self.fleet.stays_armed(index));
+        let Some(daemon) = self.unarmed(random).or(is_outage.then_some(any)).filter(|_| !is_waiting) else {
             return self.fleet.kill(any);
         };
         // What has not happened yet comes first.
@@ -283,11 +285,11 @@ impl Nemesis {
         let name = points[random.index(3.min(points.len()))];
         let hit = match name {
             name if name.starts_with("commit") => random.within(1..30),
-            name if OUTAGE_POINTS.contains(&name) => 1,
+            _ if is_outage => 1,
             _ => random.within(1..3),
         };
         self.say(&format!("daemon {daemon} is armed with {name} at hit {hit}"));
-        self.fleet.arm(daemon, CrashPoint { name, hit });
+        self.fleet.arm(daemon, CrashPoint { name, hit, stays: is_outage });
         self.fleet.kill(daemon)
     }
 

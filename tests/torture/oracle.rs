@@ -113,7 +113,11 @@ fn missing(servers: &Servers, fleet: &Fleet) -> anyhow::Result<Option<String>> {
     Ok(held.map(|index| format!("daemon {index} is not ready, or its spool holds records")))
 }
 
-/// What `verify --json` finds with this daemon's directories.
+/// About how many records are compared once more, after the first daemon's `verify` has compared all of them.
+const COMPARED_AGAIN: &str = "--sample=10000";
+
+/// What `verify --json` finds with this daemon's directories. The records are those of all: the first daemon's compares
+/// each of them.
 pub(crate) fn verify(
     servers: &Servers,
     fleet: &Fleet,
@@ -121,7 +125,11 @@ pub(crate) fn verify(
     findings: &mut Findings,
 ) -> anyhow::Result<()> {
     let mut command = Command::new(servers.binary());
-    command.args(["verify", "--json"]).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+        .args(["verify", "--json"])
+        .args((index > 0).then_some(COMPARED_AGAIN))
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.envs(fleet.homes[index].settings.iter().map(|(key, value)| (key, value)));
     command.env("DATABASE_URL", servers.url()).env("KAFKA_BROKERS", servers.brokers()).env("FAILPOINTS", "");
     let output = command.output()?;
