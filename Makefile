@@ -12,7 +12,7 @@ export TEST_SCALE
 endif
 
 .PHONY: help setup build demo demo-down test test-unit model sim torture torture-mutants fuzz lint bench \
-	bench-export stack-up stack-down clean-stack
+	bench-parts bench-export stack-up stack-down clean-stack
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,8 +78,14 @@ lint: ## Check format, lints (warnings denied), scripts and all that is in deplo
 	@deploy/image/check
 	@$$(deploy/local/tools check-jsonschema) --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
-bench: setup ## Compare with psql's \copy on this machine; writes target/reports/bench.json
-	@deploy/local/bench
+bench: setup ## Compare with psql's \copy on this machine (hours; ARGS="--rounds 1 backlog" for less); writes target/reports/bench.json
+	cargo build --release --locked --bin audit-consumer
+	cargo bench --locked --bench e2e --no-run
+	$(STACK) up
+	settings=$$($(STACK) env); eval "$$settings"; cargo bench --locked --bench e2e -- $(ARGS)
+
+bench-parts: ## What decoding, encoding and the spool cost by themselves, without servers
+	cargo bench --locked --bench parts
 
 bench-export: setup ## Compare export with psql's \copy; writes target/reports/export.json
 	@deploy/local/bench-export

@@ -11,7 +11,7 @@
 //! nested objects (one vector for all), for escaped keys, and for faults.
 //!
 //! `inline(always)` stands where small results are handed over in memory otherwise and each costs a failed
-//! store forwarding: an event of 600 bytes took 1,580 ns without it and takes 920 ns with it (`benches/decode.rs`,
+//! store forwarding: an event of 600 bytes took 1,580 ns without it and takes 920 ns with it (`benches/parts.rs`,
 //! release).
 
 mod escape;
