@@ -144,9 +144,10 @@ impl KafkaConfig {
             ("topic.metadata.refresh.interval.ms", "5000".into()),
             // Small fetches of each partition in turn: large ones fill one lane while another has nothing to do.
             ("max.partition.fetch.bytes", "262144".into()),
-            ("queued.max.messages.kbytes", "16384".into()),
+            ("queued.max.messages.kbytes", "4096".into()),
             ("queued.min.messages", "50000".into()),
-            ("fetch.wait.max.ms", "100".into()),
+            // A broker asked for new records answers this soon; what else is asked of it waits behind that.
+            ("fetch.wait.max.ms", "20".into()),
             // A full queue is looked at again this soon; librdkafka's own second leaves it empty for most of that.
             ("fetch.queue.backoff.ms", "20".into()),
         ];

@@ -201,23 +201,11 @@ impl Batch {
         self.parts.is_empty()
     }
 
-    /// The binary COPY rows, as runs of bytes that lie together; joined they are [`Self::row_count`] rows.
-    pub fn row_runs(&self, rows: Rows) -> impl Iterator<Item = &[u8]> {
-        let mut events = self.entries.iter().filter_map(move |entry| match &entry.fate {
-            Fate::Event(range, noted) => rows.has(*noted).then(|| range.clone()),
+    /// The binary COPY rows, in the order in which they were added; they are [`Self::row_count`].
+    pub fn event_rows(&self, rows: Rows) -> impl Iterator<Item = &[u8]> {
+        self.entries.iter().filter_map(move |entry| match &entry.fate {
+            Fate::Event(range, noted) => rows.has(*noted).then(|| self.row(range)),
             Fate::DeadLetter(_) => None,
-        });
-        let mut open = events.next();
-        std::iter::from_fn(move || {
-            let mut run = open.take()?;
-            for next in events.by_ref() {
-                if next.start != run.end {
-                    open = Some(next);
-                    break;
-                }
-                run.end = next.end;
-            }
-            Some(self.row(&run))
         })
     }
 

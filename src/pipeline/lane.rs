@@ -38,6 +38,8 @@ const MERGE_FIRST_COUNT: u32 = 20;
 /// The first and the longest wait between tries while PostgreSQL is away.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(2);
+/// A record was polled this long ago at most, whatever the wall clock says.
+const POLLED_AGO_MOST: Duration = Duration::from_secs(10);
 
 /// What every lane is told.
 #[derive(Debug, Clone)]
@@ -118,7 +120,8 @@ pub(super) struct Lane<S: Store> {
     owned: BTreeMap<AssignmentId, LanePartition>,
     builder: BatchBuilder,
     recent: RecentIds,
-    opened_at: Option<Instant>,
+    /// When the first record of the open batch was polled.
+    waiting_since: Option<Instant>,
     /// Batches to commit, in order: one, or the parts that it was split into.
     queue: VecDeque<Batch>,
     session: Option<S::Session>,
@@ -154,7 +157,7 @@ impl<S: Store> Lane<S> {
             board,
             facts,
             owned: BTreeMap::new(),
-            opened_at: None,
+            waiting_since: None,
             queue: VecDeque::new(),
             session: None,
             work: None,
@@ -197,8 +200,8 @@ impl<S: Store> Lane<S> {
             at = now + self.settings.verify_interval;
         } else if let Some(retry_at) = self.retry_at {
             at = retry_at;
-        } else if let Some(opened_at) = self.opened_at {
-            at = at.min(opened_at + self.settings.linger);
+        } else if let Some(waiting_since) = self.waiting_since {
+            at = at.min(waiting_since + self.settings.linger);
         }
         self.leaving.as_ref().map_or(at, |leaving| at.min(leaving.deadline))
     }
@@ -224,7 +227,7 @@ impl<S: Store> Lane<S> {
                 let deadline = self.settings.clock.monotonic() + patience;
                 self.builder.remove(|part| assignments.contains(&part.assignment));
                 if self.builder.is_empty() {
-                    self.opened_at = None;
+                    self.waiting_since = None;
                 }
                 self.leaving = Some(Leaving { assignments, deadline, reply });
                 if !self.is_leaving_under_way() {
@@ -292,7 +295,7 @@ impl<S: Store> Lane<S> {
         self.recent.clear();
         self.builder.remove(|part| part.assignment == assignment);
         if self.builder.is_empty() {
-            self.opened_at = None;
+            self.waiting_since = None;
         }
         let batches = std::mem::take(&mut self.queue);
         let left = batches.into_iter().map(|batch| batch.without(|part| part.assignment == assignment));
@@ -336,7 +339,13 @@ impl<S: Store> Lane<S> {
         match pushed {
             Some(Ok(())) => {
                 partition.read_to = chunk.end;
-                self.opened_at.get_or_insert(started_at);
+                let polled_at = chunk.polled.map_or(Duration::ZERO, |polled| {
+                    let ago_ms = self.settings.clock.unix_ms().saturating_sub(polled.from_ms);
+                    Duration::from_millis(u64::try_from(ago_ms).unwrap_or_default()).min(POLLED_AGO_MOST)
+                });
+                let polled_at = started_at.checked_sub(polled_at).unwrap_or(started_at);
+                let since = self.waiting_since.map_or(polled_at, |since| since.min(polled_at));
+                self.waiting_since = Some(since);
                 self.facts.took(chunk, self.settings.clock.monotonic().saturating_duration_since(started_at));
             }
             Some(Err(_)) | None => {
@@ -355,11 +364,14 @@ impl<S: Store> Lane<S> {
         if self.work.is_some() || self.retry_at.is_some_and(|at| at > now) || self.owned.is_empty() {
             return;
         }
-        let is_ripe =
-            self.opened_at.is_some_and(|at| now.saturating_duration_since(at) >= self.settings.linger);
+        // What was handed over already comes along.
+        let is_ripe = self.chunks.is_empty()
+            && self
+                .waiting_since
+                .is_some_and(|since| now.saturating_duration_since(since) >= self.settings.linger);
         if self.queue.is_empty() && (self.builder.is_full() || is_ripe) {
             self.queue.push_back(self.builder.take());
-            self.opened_at = None;
+            self.waiting_since = None;
         }
         let must_verify = self.verify_at <= now;
         if self.queue.is_empty() && !must_verify {
@@ -414,7 +426,8 @@ impl<S: Store> Lane<S> {
             let lasted = self.settings.clock.monotonic().saturating_duration_since(began_at);
             self.facts.traced(batch.as_ref()?, &outcome, lasted)
         });
-        if let Some((batch, _)) = batch.as_ref().filter(|(batch, _)| !batch.is_empty()) {
+        let is_over = seen.is_none() && matches!(outcome, Ok(Some(CommitOutcome::Committed { .. })));
+        if let Some((batch, _)) = batch.as_ref().filter(|(batch, _)| !is_over && !batch.is_empty()) {
             // Back to the front; what follows takes it away if it was stored or is stale.
             self.queue.push_front(batch.clone());
         }
@@ -431,6 +444,7 @@ impl<S: Store> Lane<S> {
                     (Some(CommitOutcome::Committed { path, parts }), Some((batch, _))) => {
                         self.take_front(&batch);
                         self.committed(&batch, &parts, path);
+                        self.builder.reuse(batch);
                     }
                     (Some(CommitOutcome::Stale(stale)), Some((batch, _))) => self.stale(&batch, &stale),
                     _ => {}

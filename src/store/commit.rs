@@ -157,7 +157,11 @@ impl Session {
             return Ok(());
         }
         let statement = format!("COPY {table} ({EVENT_COLUMNS}) FROM STDIN (FORMAT binary)");
-        let copied_count = self.copy_in(&statement, batch.row_runs(rows)).await?;
+        let mut ordered: Vec<&[u8]> = batch.event_rows(rows).collect();
+        // Neighbours in the primary key's index are inserted one after the other, and two lanes that store the same
+        // events wait for each other in one direction only.
+        ordered.sort_by_cached_key(|row| copy::ids_of(row).map(|(audit_id, _)| audit_id));
+        let copied_count = self.copy_in(&statement, ordered.into_iter()).await?;
         if copied_count == expected_count {
             Ok(())
         } else {
@@ -209,13 +213,13 @@ impl Session {
     async fn copy_in<'a>(
         &mut self,
         statement: &str,
-        runs: impl Iterator<Item = &'a [u8]>,
+        rows: impl Iterator<Item = &'a [u8]>,
     ) -> Result<u64, StoreError> {
         let mut copy = self.connection.copy_in_raw(statement).await?;
         let mut buffer = Vec::with_capacity(COPY_SEND_LEN_BYTES + copy::HEADER.len());
         buffer.extend_from_slice(copy::HEADER);
-        for run in runs {
-            for piece in run.chunks(COPY_SEND_LEN_BYTES) {
+        for row in rows {
+            for piece in row.chunks(COPY_SEND_LEN_BYTES) {
                 if buffer.len() + piece.len() > COPY_SEND_LEN_BYTES {
                     copy.send(buffer.as_slice()).await?;
                     buffer.clear();

@@ -25,6 +25,8 @@ pub struct BatchBuilder {
     entries: Vec<Entry>,
     parts: Vec<Part>,
     days: BTreeMap<UtcDay, u64>,
+    /// Room for rows and entries that an earlier batch has left.
+    spare: Option<(Vec<u8>, Vec<Entry>)>,
 }
 
 /// What the decoder made of one record.
@@ -56,6 +58,7 @@ impl BatchBuilder {
             entries: Vec::new(),
             parts: Vec::new(),
             days: BTreeMap::new(),
+            spare: None,
         }
     }
 
@@ -172,12 +175,12 @@ impl BatchBuilder {
         if !parts.is_empty()
             && let Ok(payload) = Arc::try_unwrap(payload)
         {
-            *self = Self { limits: self.limits, payload, entries, parts, days };
+            *self = Self { limits: self.limits, payload, entries, parts, days, spare: self.spare.take() };
         }
     }
 
     fn take_unsorted(&mut self) -> Batch {
-        let empty = Self::new(self.limits);
+        let empty = Self { spare: self.spare.take(), ..Self::new(self.limits) };
         let Self { payload, entries, parts, days, .. } = std::mem::replace(self, empty);
         Batch { payload: Arc::new(payload), entries, parts, days }
     }
@@ -197,8 +200,24 @@ impl BatchBuilder {
             entry.part_index = moved.get(entry.part_index).copied().unwrap_or_default();
         }
         batch.parts.sort_by_key(|part| part.key);
-        self.payload.rows.reserve(batch.payload.rows.len());
-        self.entries.reserve(batch.entries.len());
+        match self.spare.take() {
+            Some((rows, entries)) => (self.payload.rows, self.entries) = (rows, entries),
+            None => {
+                self.payload.rows.reserve(batch.payload.rows.len());
+                self.entries.reserve(batch.entries.len());
+            }
+        }
         batch
+    }
+
+    /// Keeps the room of a batch that is done with for one to come: asked for anew with each batch, memory would be
+    /// split up and grow.
+    pub fn reuse(&mut self, batch: Batch) {
+        let Batch { payload, mut entries, .. } = batch;
+        if let Ok(Payload { mut rows, .. }) = Arc::try_unwrap(payload) {
+            rows.clear();
+            entries.clear();
+            self.spare = Some((rows, entries));
+        }
     }
 }

@@ -65,12 +65,12 @@ fn build(chunks: &[Arc<Chunk>]) -> Batch {
 }
 
 fn rows(batch: &Batch) -> Vec<u8> {
-    batch.row_runs(Rows::All).flatten().copied().collect()
+    batch.event_rows(Rows::All).flatten().copied().collect()
 }
 
 #[track_caller]
 fn check(batch: &Batch) {
-    let len_bytes = |rows| batch.row_runs(rows).map(<[u8]>::len).sum::<usize>();
+    let len_bytes = |rows| batch.event_rows(rows).map(<[u8]>::len).sum::<usize>();
     for rows in [Rows::All, Rows::Repeated(false), Rows::Repeated(true)] {
         assert_eq!(u64::try_from(len_bytes(rows) / 8).unwrap(), batch.row_count(rows), "{rows:?}");
     }
@@ -80,6 +80,26 @@ fn check(batch: &Batch) {
     }
     assert!(batch.parts().is_sorted_by_key(|part| part.key));
     assert_eq!(u64::try_from(rows(batch).len()).unwrap(), batch.event_count() * 8);
+}
+
+#[test]
+fn a_batch_in_the_room_of_another_holds_nothing_of_it() {
+    let mut builder = BatchBuilder::new(BatchLimits { record_count: 100, len_bytes: 1 << 20 });
+    builder.push(&chunk(0, 5, &[0, 0], 0), key(0), Epoch(1), decode).unwrap();
+    let (first, second) = (builder.take(), chunk(0, 7, &[0], 0));
+    builder.push(&second, key(0), Epoch(1), decode).unwrap();
+    // One that somebody still has is left alone.
+    builder.reuse(first.clone());
+    assert_eq!(first.entries().len(), 2);
+    builder.reuse(first);
+    let second = builder.take();
+    builder.push(&chunk(1, 8, &[0], 0), key(1), Epoch(1), decode).unwrap();
+    let third = builder.take();
+    for (batch, offset) in [(second, 7), (third, 8)] {
+        check(&batch);
+        assert_eq!(batch.entries().iter().map(|entry| entry.offset).collect::<Vec<_>>(), [at(offset)]);
+        assert_eq!(rows(&batch), offset.to_be_bytes());
+    }
 }
 
 #[test]
