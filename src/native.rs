@@ -1,11 +1,15 @@
 //! What rdkafka's safe interface does not give: a topic's id, the end of a partition as last fetched, headers whose
 //! keys are any bytes (the safe accessor panics on one that is not UTF-8), to read and to send, another password or
-//! token, or brokers, for a client that lives, and the errors of a client whose queue nobody polls.
+//! token, or brokers, for a client that lives, and the errors of a client whose queue nobody polls; and, of what sqlx's
+//! does not give, its sockets.
 //!
 //! The one module with `unsafe` code. Each block names what librdkafka (rdkafka.h, 2.12) promises for it.
-#![expect(unsafe_code, reason = "librdkafka functions that rdkafka does not wrap; see the module's text")]
+#![expect(unsafe_code, reason = "what rdkafka and sqlx do not wrap; see the module's text")]
 
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::time::Duration;
 
@@ -226,6 +230,30 @@ pub(crate) fn end(code: u8) -> ! {
     unsafe { libc::_exit(i32::from(code)) }
 }
 
+/// Sets `TCP_NODELAY` on this process's connections to `port` of any host. sqlx 0.9 leaves it unset, and then the end of
+/// a short COPY waits until its rows are acknowledged, which the receiver may put off for 40 ms (RFC 1122, 4.2.3.2).
+///
+/// # Errors
+/// The system's word when it does not list the process's files (`/proc`, which Linux has).
+pub(crate) fn send_at_once(port: u16) -> io::Result<()> {
+    for file in std::fs::read_dir("/proc/self/fd")? {
+        let path = file?.path();
+        // Nothing else is opened twice: closing a second descriptor would end locks that the first one holds.
+        let is_socket = std::fs::read_link(&path).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
+        let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        let Some(number) = number.filter(|_| is_socket) else { continue };
+        // SAFETY: the descriptor is borrowed for fcntl(F_DUPFD_CLOEXEC) alone, which fails with EBADF when it was closed
+        // since it was listed; number is not -1, as it was listed.
+        let copied = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned();
+        let Ok(stream) = copied.map(TcpStream::from) else { continue };
+        // Of a socket that is not TCP, or not connected, the address is an error.
+        if stream.peer_addr().is_ok_and(|peer| peer.port() == port) {
+            stream.set_nodelay(true)?;
+        }
+    }
+    Ok(())
+}
+
 /// Gives `client` another password for PLAIN and SCRAM, for its next connections; those that are open stay so.
 ///
 /// # Errors
@@ -333,4 +361,25 @@ pub(crate) fn queued_errors<C: ClientContext>(client: &Client<C>) -> Vec<(RDKafk
 
 fn c_text(text: &str) -> Result<CString, String> {
     CString::new(text).map_err(|_nul| "a NUL byte in a setting of kafka".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn only_connections_to_the_port_send_at_once() {
+        let connected = || {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+            let address = listener.local_addr().unwrap();
+            (TcpStream::connect(address).unwrap(), listener, address.port())
+        };
+        let (ours, _ours_listener, port) = connected();
+        let (other, _other_listener, _) = connected();
+        send_at_once(port).unwrap();
+        assert!(ours.nodelay().unwrap());
+        assert!(!other.nodelay().unwrap());
+    }
 }
