@@ -72,7 +72,10 @@ fn a_directory_that_can_not_be_made_stops_day_files_and_nothing_else() {
     wait_for("it says so", Duration::from_secs(30), || {
         metric(&daemon, "audit_consumer_projection_stuck{sink=\"trust\"} 1")
     });
-    assert_eq!(daemon.get("/readyz").unwrap().0, 200);
+    // PostgreSQL may show the first commit before the daemon has heard of it.
+    wait_for("it is ready", Duration::from_secs(30), || {
+        daemon.get("/readyz").is_some_and(|(code, _)| code == 200)
+    });
     assert!(daemon.log_text().contains("day files can't be written"), "{}", daemon.log_text());
     std::fs::remove_file(&homes[0]).unwrap();
     wait_until_written(&scene, Duration::from_secs(60));
