@@ -158,8 +158,7 @@ impl Session {
         }
         let statement = format!("COPY {table} ({EVENT_COLUMNS}) FROM STDIN (FORMAT binary)");
         let mut ordered: Vec<&[u8]> = batch.event_rows(rows).collect();
-        // Neighbours in the primary key's index are inserted one after the other, and two lanes that store the same
-        // events wait for each other in one direction only.
+        // Neighbours in the primary key's index are inserted one after the other; docs/PERFORMANCE.md has what that gains.
         ordered.sort_by_cached_key(|row| copy::ids_of(row).map(|(audit_id, _)| audit_id));
         let copied_count = self.copy_in(&statement, ordered.into_iter()).await?;
         if copied_count == expected_count {
