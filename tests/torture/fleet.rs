@@ -21,6 +21,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const END_PATIENCE: Duration = Duration::from_secs(25);
 /// How much of a log is shown.
 const TAIL_LINE_COUNT: usize = 25;
+/// ... and how much of what is about relaying, which these modules do.
+const RELAY_LINE_COUNT: usize = 8;
+const OF_RELAY: [&str; 2] = [" audit_consumer::relay", " audit_consumer::outlet"];
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 /// How long a daemon may take until SIGTERM is more than the end of a process.
@@ -326,6 +329,15 @@ impl Fleet {
     /// `/status` of a daemon.
     pub(crate) fn status(&self, index: usize) -> Option<Value> {
         serde_json::from_str(&daemon_http::get(self.homes[index].http_port, "/status")?).ok()
+    }
+
+    /// What a daemon logged last of relaying.
+    pub(crate) fn last_of_relay(&self, index: usize) -> String {
+        let log = std::fs::read(self.homes[index].dir.join("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> =
+            log.lines().filter(|line| OF_RELAY.iter().any(|module| line.contains(module))).collect();
+        lines[lines.len().saturating_sub(RELAY_LINE_COUNT)..].join("\n")
     }
 
     pub(crate) fn log_tail(&self, index: usize) -> String {

@@ -158,7 +158,7 @@ fn play(options: &Options, servers: &Arc<Servers>) -> anyhow::Result<Outcome> {
     eprintln!("torture: the faults are over; waiting until all is stored, relayed and projected");
     let over_at = Instant::now();
     if let Some(missing) = oracle::wait_until_quiet(servers, &fleet, options.quiet_patience) {
-        outcome.findings.add("stuck", || format!("{missing}; {}", states(&fleet)));
+        outcome.findings.add("stuck", || format!("{missing}\n{}", states(&fleet)));
     }
     outcome.quiet = over_at.elapsed();
     outcome.elapsed = began_at.elapsed();
@@ -179,11 +179,15 @@ fn states(fleet: &Fleet) -> String {
     let state = |index| {
         let status = fleet.status(index).unwrap_or_default();
         format!(
-            "daemon {index}: notes {}, held {}, spool {}",
-            status["notes"], status["held"], status["spool"]
+            "daemon {index}: notes {}, held {}, spool {}, relay {}\n{}",
+            status["notes"],
+            status["held"],
+            status["spool"],
+            status["relay"],
+            fleet.last_of_relay(index)
         )
     };
-    (0..fleet.count()).map(state).collect::<Vec<_>>().join("; ")
+    (0..fleet.count()).map(state).collect::<Vec<_>>().join("\n")
 }
 
 fn counted(names: Vec<&'static str>) -> BTreeMap<&'static str, u64> {
