@@ -150,13 +150,28 @@ impl Bed {
     /// What has been used until now. PostgreSQL must run.
     pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
         let wal = self.psql("postgres", "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn")?;
-        let broker = std::fs::read_to_string(self.stack_dir.join("kafka/pid"))?.trim().parse()?;
         Ok(Usage {
-            broker_us: cpu_micros(broker)?.own,
+            broker_us: self.broker_micros()?,
             database_us: self.database_micros()?,
             client_us: cpu_micros(std::process::id())?.waited_for,
             wal_bytes: wal.parse()?,
         })
+    }
+
+    /// The CPU that has been used until now, with that of a daemon that runs; PostgreSQL counts as nothing while it is
+    /// away.
+    pub(crate) fn cpu(&self, daemon: u32) -> anyhow::Result<Usage> {
+        Ok(Usage {
+            broker_us: self.broker_micros()?,
+            database_us: self.database_micros().unwrap_or_default(),
+            client_us: cpu_micros(daemon)?.own,
+            wal_bytes: 0,
+        })
+    }
+
+    fn broker_micros(&self) -> anyhow::Result<u64> {
+        let pid = std::fs::read_to_string(self.stack_dir.join("kafka/pid"))?.trim().parse()?;
+        Ok(cpu_micros(pid)?.own)
     }
 
     /// The CPU of the postmaster, its processes and those that have ended.

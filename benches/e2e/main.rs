@@ -32,6 +32,8 @@ use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 
 use self::bed::Bed;
+use self::daemon::through;
+use self::load::{Shape, with_topic};
 
 const REPORT: &str = "target/reports/bench.json";
 
@@ -101,6 +103,7 @@ fn main() -> anyhow::Result<()> {
         "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
         "records": options.records, "rounds": options.rounds, "machine": bed.machine()?,
     });
+    warm_up(&bed, &options)?;
     for section in &options.sections {
         let name = section.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         println!("\n== {name}");
@@ -113,6 +116,14 @@ fn main() -> anyhow::Result<()> {
     }
     println!("\nreport: {REPORT}");
     Ok(())
+}
+
+/// One load that does not count: the first one makes files for the WAL that the later ones only use again.
+fn warm_up(bed: &Bed, options: &Options) -> anyhow::Result<()> {
+    let record_count = options.records / 2;
+    with_topic(bed, "warm-up", (Shape::of(600), record_count), |topic| {
+        through(bed, topic, record_count, &[]).map(drop)
+    })
 }
 
 fn measure(section: Section, bed: &Bed, options: &Options) -> anyhow::Result<Value> {

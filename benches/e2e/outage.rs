@@ -15,13 +15,13 @@ use crate::rounds::Rounds;
 /// Records from the first sight of some to that of all.
 #[derive(Debug, Default)]
 struct Stretch {
-    first: Option<(Instant, u64)>,
-    last: Option<(Instant, u64)>,
+    first: Option<(Instant, u64, Usage)>,
+    last: Option<(Instant, u64, Usage)>,
 }
 
 impl Stretch {
-    fn saw(&mut self, count: u64) -> u64 {
-        let now = (Instant::now(), count);
+    fn saw(&mut self, count: u64, used: Usage) -> u64 {
+        let now = (Instant::now(), count, used);
         if count > 0 {
             self.first.get_or_insert(now);
             self.last = Some(now);
@@ -30,12 +30,12 @@ impl Stretch {
     }
 
     fn figures(&self, peak_mib: f64) -> anyhow::Result<Figures> {
-        let (Some((from, before)), Some((to, count))) = (self.first, self.last) else {
+        let (Some((from, before, used_before)), Some((to, count, used))) = (self.first, self.last) else {
             anyhow::bail!("nothing was seen");
         };
         anyhow::ensure!(count > before, "all was there at the first look: take more --records");
         let seconds = to.duration_since(from).as_secs_f64();
-        Ok(Figures { peak_mib, ..Figures::new(count - before, seconds, Usage::default()) })
+        Ok(Figures { peak_mib, ..Figures::new(count - before, seconds, used.since(used_before)) })
     }
 }
 
@@ -60,7 +60,7 @@ fn live(bed: &Bed, topic: &str, record_count: u64) -> anyhow::Result<Figures> {
     let mut stretch = Stretch::default();
     let mut watch = Watch::open(&bed.admin_url(DATABASE))?;
     let mut daemon = Daemon::start(bed, topic, &[])?;
-    wait_for(&mut daemon, record_count, |_| Ok(stretch.saw(watch.stored()?.0)))?;
+    wait_for(&mut daemon, record_count, |daemon| Ok(stretch.saw(watch.stored()?.0, bed.cpu(daemon.id())?)))?;
     let figures = stretch.figures(daemon.peak_mib()?);
     daemon.stop()?;
     figures
@@ -79,15 +79,18 @@ fn there_and_back(bed: &Bed, topic: &str, record_count: u64) -> anyhow::Result<(
         [("SPOOL_DIR", spool_dir.as_str()), ("SPOOL_AFTER_MS", "1000"), ("SPOOL_MIN_FREE_BYTES", "1MiB")];
     let mut append = Stretch::default();
     let spooled = Daemon::start(bed, topic, &settings).and_then(|mut daemon| {
-        let count = |_: &Daemon| Ok(append.saw(Daemon::metric("audit_consumer_spooled_total") as u64));
-        wait_for(&mut daemon, record_count, count).map(|()| daemon)
+        wait_for(&mut daemon, record_count, |daemon| {
+            let count = Daemon::metric("audit_consumer_spooled_total") as u64;
+            Ok(append.saw(count, bed.cpu(daemon.id())?))
+        })?;
+        Ok(daemon)
     });
     bed.stack(&["start", "postgres"])?;
     let mut daemon = spooled?;
     let append = append.figures(daemon.peak_mib()?)?;
     let mut watch = Watch::open(&bed.admin_url(DATABASE))?;
     let mut drain = Stretch::default();
-    wait_for(&mut daemon, record_count, |_| Ok(drain.saw(watch.stored()?.0)))?;
+    wait_for(&mut daemon, record_count, |daemon| Ok(drain.saw(watch.stored()?.0, bed.cpu(daemon.id())?)))?;
     let drain = drain.figures(daemon.peak_mib()?)?;
     daemon.stop()?;
     std::fs::remove_dir_all(&spool)?;
