@@ -227,7 +227,7 @@ impl Config {
                     "8MiB",
                     1 << 10..=256 << 20,
                 ),
-                linger: reader.millis("BATCH_LINGER_MS", &settings.batch_linger_ms, "30", 1..=60_000),
+                linger: reader.millis("BATCH_LINGER_MS", &settings.batch_linger_ms, "20", 1..=60_000),
                 lane_count: reader.number("LANES", &settings.lanes, "2", 1..=16),
             },
             event: EventConfig {

@@ -130,7 +130,7 @@ pub struct Settings {
     /// ... or at this many encoded bytes, 1KiB to 256MiB [default: 8MiB]
     #[arg(long, global = true, env = "BATCH_MAX_BYTES", value_name = "BYTES", hide_env_values = true)]
     pub batch_max_bytes: Option<String>,
-    /// ... or this long after the poll of its first record, 1 to 60000 [default: 30]
+    /// ... or this long after the poll of its first record, 1 to 60000 [default: 20]
     #[arg(long, global = true, env = "BATCH_LINGER_MS", value_name = "MS", hide_env_values = true)]
     pub batch_linger_ms: Option<String>,
     /// Batches in flight at once, each on a connection of its own, 1 to 16 [default: 2]
