@@ -1,16 +1,19 @@
 //! What rdkafka's safe interface does not give: a topic's id, the end of a partition as last fetched, headers whose
 //! keys are any bytes (the safe accessor panics on one that is not UTF-8), to read and to send, another password or
-//! token, or brokers, for a client that lives, and the errors of a client whose queue nobody polls; and, of what sqlx's
-//! does not give, its sockets.
+//! token, or brokers, for a client that lives, the errors of a client whose queue nobody polls, and an end that nobody
+//! waits for; and, of what sqlx's does not give, its sockets.
 //!
 //! The one module with `unsafe` code. Each block names what librdkafka (rdkafka.h, 2.12) promises for it.
 #![expect(unsafe_code, reason = "what rdkafka and sqlx do not wrap; see the module's text")]
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::net::TcpStream;
+use std::ops::Deref;
 use std::os::fd::BorrowedFd;
 use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rdkafka::bindings as rd;
@@ -19,6 +22,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, OwnedHeaders};
 use uuid::Uuid;
+
+use crate::failpoint;
 
 /// What is known of a topic's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,6 +134,56 @@ impl TopicIdRequest {
             }
             Some(Ok(ids))
         }
+    }
+}
+
+/// A client that is destroyed on a thread of its own, for which nobody waits: to destroy one joins its threads, and
+/// librdkafka may never end that when brokers have come and gone (its issues 3954, 4131 and 4519).
+#[derive(Debug)]
+pub(crate) struct LetGo<T: Send + 'static>(ManuallyDrop<T>);
+
+impl<T: Send + 'static> LetGo<T> {
+    pub(crate) const fn new(client: T) -> Self {
+        Self(ManuallyDrop::new(client))
+    }
+}
+
+impl<T: Send + 'static> Deref for LetGo<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Send + 'static> Drop for LetGo<T> {
+    fn drop(&mut self) {
+        // SAFETY: taken here only, once; nobody sees the field afterwards.
+        let client = unsafe { ManuallyDrop::take(&mut self.0) };
+        LET_GO_COUNT.fetch_add(1, Ordering::SeqCst);
+        let thread = std::thread::Builder::new().name("kafka-drop".into()).spawn(move || {
+            failpoint::at("client_drop");
+            drop(client);
+            LET_GO_COUNT.fetch_sub(1, Ordering::SeqCst);
+        });
+        if let Err(error) = thread {
+            LET_GO_COUNT.fetch_sub(1, Ordering::SeqCst);
+            tracing::debug!(%error, "no thread to destroy a client of kafka on; it was destroyed here");
+        }
+    }
+}
+
+/// How many clients are being destroyed.
+static LET_GO_COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Waits until all clients that were let go are destroyed, for `patience` at most: a process should not end while their
+/// threads use what its end takes away (OpenSSL's state).
+pub(crate) fn wait_for_let_go(patience: Duration) {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let mut waited = Duration::ZERO;
+    while LET_GO_COUNT.load(Ordering::SeqCst) > 0 && waited < patience {
+        std::thread::sleep(PAUSE);
+        waited += PAUSE;
     }
 }
 

@@ -30,21 +30,31 @@ const NAME_MAX_LEN: usize = 249;
 pub(crate) fn measure_duplicates(bed: &Bed, options: &Options) -> anyhow::Result<Value> {
     let record_count = options.records / 2;
     let shape = Shape::of(600);
+    let doubled = Shape { duplicate_per_cent: 5, ..shape };
+    let strayed = Shape { strays: true, ..doubled };
     let rounds = with_topic(bed, "unique", (shape, record_count), |unique| {
-        let doubled = (Shape { duplicate_per_cent: 5, ..shape }, record_count);
-        with_topic(bed, "doubled", doubled, |doubled| {
-            let mut rounds = Rounds::default();
-            for _ in 0..options.rounds {
-                rounds.add("none", through(bed, unique, record_count, &[])?);
-                rounds.add("5 %", through(bed, doubled, record_count, &[])?);
-                let share = "SELECT 100 * sum(duplicates) / sum(events + duplicates) FROM audit_events.consumer_offsets";
-                let share: f64 = bed.psql(DATABASE, share)?.parse()?;
-                ensure!((4.0..6.0).contains(&share), "{share} % were duplicates");
-            }
-            Ok(rounds)
+        with_topic(bed, "doubled", (doubled, record_count), |doubled| {
+            with_topic(bed, "strayed", (strayed, record_count), |strayed| {
+                let mut rounds = Rounds::default();
+                for _ in 0..options.rounds {
+                    rounds.add("none", through(bed, unique, record_count, &[])?);
+                    for (case, topic) in [("5 %", doubled), ("5 % in any partition", strayed)] {
+                        rounds.add(case, through(bed, topic, record_count, &[])?);
+                        check_share(bed)?;
+                    }
+                }
+                Ok(rounds)
+            })
         })
     })?;
     Ok(rounds.report(&format!("{record_count} records of 600 bytes: upstream duplicates"), &["none"]))
+}
+
+fn check_share(bed: &Bed) -> anyhow::Result<()> {
+    let share = "SELECT 100 * sum(duplicates) / sum(events + duplicates) FROM audit_events.consumer_offsets";
+    let share: f64 = bed.psql(DATABASE, share)?.parse()?;
+    ensure!((4.0..6.0).contains(&share), "{share} % were duplicates");
+    Ok(())
 }
 
 /// Day files: as they are set by default, and without standing back.

@@ -40,6 +40,8 @@ pub(crate) struct Shape {
     /// The time of the first event, in microseconds since the Unix epoch; each one after is a millisecond later.
     pub(crate) start_unix_micros: i64,
     pub(crate) duplicate_per_cent: u64,
+    /// A duplicate goes to any partition, not to its original's, as it would by its key.
+    pub(crate) strays: bool,
     pub(crate) invalid_per_cent: u64,
 }
 
@@ -53,6 +55,7 @@ impl Shape {
             ids: Ids::Ordered,
             start_unix_micros: i64::try_from(now.as_micros()).unwrap_or_default(),
             duplicate_per_cent: 0,
+            strays: false,
             invalid_per_cent: 0,
         }
     }
@@ -62,6 +65,7 @@ impl Shape {
     }
 
     fn partition(&self, index: u64) -> i32 {
+        let index = if self.strays { index } else { self.event_of(index) };
         // Four neighbours stay together, as those of one correlation id do.
         let choice = self.random(index / 4, 1) % u64::from(PARTITION_COUNT.unsigned_abs());
         i32::try_from(choice).unwrap_or_default()

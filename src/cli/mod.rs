@@ -27,6 +27,7 @@ pub mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -35,6 +36,9 @@ use crate::native;
 use crate::observe::{RecentLines, SpanCounter, Traces};
 use crate::store::{ExcessRights, StoreError};
 use crate::{app, observe};
+
+/// How long the process waits at its end for clients of Kafka to be destroyed.
+const LET_GO_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Exactly-once stream processor for compliance audit events, from Kafka to PostgreSQL.
 ///
@@ -150,6 +154,7 @@ pub fn main() -> ExitCode {
     let outcome = runtime.block_on(execute(command, &config, recent));
     // Threads that still wait for Kafka or PostgreSQL must not hold the process.
     runtime.shutdown_background();
+    native::wait_for_let_go(LET_GO_PATIENCE);
     let code = match outcome {
         Ok(status) => status.code(),
         Err(error) if is_broken_pipe(&error) => ExitStatus::Success.code(),
@@ -221,7 +226,7 @@ async fn execute(command: Command, config: &Config, recent: RecentLines) -> anyh
 /// A sign of life for people while something long goes on; only where standard error is a terminal.
 fn spinner(message: &'static str) -> indicatif::ProgressBar {
     let progress = indicatif::ProgressBar::new_spinner().with_message(message);
-    progress.enable_steady_tick(std::time::Duration::from_millis(200));
+    progress.enable_steady_tick(Duration::from_millis(200));
     progress
 }
 

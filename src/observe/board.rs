@@ -266,6 +266,9 @@ impl ProjectionState {
     }
 }
 
+/// A partition that is so many offsets behind Kafka's end has a backlog.
+const BACKLOG_COUNT: u64 = 5_000;
+
 /// The board's content.
 #[derive(Debug, Default)]
 pub struct BoardState {
@@ -334,6 +337,12 @@ impl ModeCounts {
 }
 
 impl BoardState {
+    /// Whether many records wait in Kafka: what can wait itself lets them go first.
+    #[must_use]
+    pub fn has_backlog(&self) -> bool {
+        self.owned.values().any(|owned| owned.lag().is_some_and(|lag| lag >= BACKLOG_COUNT))
+    }
+
     /// How many partitions are in each mode.
     #[must_use]
     pub fn mode_counts(&self) -> ModeCounts {

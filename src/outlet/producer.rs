@@ -27,7 +27,7 @@ use crate::failpoint;
 use crate::kafka::Link;
 use crate::model::dead_letter::OutgoingRecord;
 use crate::model::position::{Offset, Partition, StreamId};
-use crate::native;
+use crate::native::{self, LetGo};
 
 /// After this the broker aborts a transaction of a producer that says nothing. It looks every 10 s (its
 /// `transaction.abort.timed.out.transaction.cleanup.interval.ms`), so readers of `read_committed` wait for 30 s at
@@ -136,8 +136,8 @@ impl ProducerContext for Deliveries {
 
 /// A transactional producer that has fenced every earlier one, with a consumer for its positions.
 pub struct Producer {
-    producer: Arc<BaseProducer<Deliveries>>,
-    positions: BaseConsumer<Link>,
+    producer: Arc<LetGo<BaseProducer<Deliveries>>>,
+    positions: LetGo<BaseConsumer<Link>>,
     group_metadata: Arc<ConsumerGroupMetadata>,
 }
 
@@ -175,6 +175,7 @@ impl Producer {
         let producer: BaseProducer<Deliveries> = config
             .create_with_context(Deliveries { placed: Mutex::default(), link: settings.link() })
             .map_err(|error| OutletError::of(STEP, error))?;
+        let producer = LetGo::new(producer);
         producer.context().link.refresh(producer.client());
         producer.init_transactions(INIT_TIMEOUT).map_err(|error| {
             producer.context().link.catch_up(producer.client());
@@ -185,6 +186,7 @@ impl Producer {
         config.set("group.id", settings.position_group()).set("isolation.level", "read_committed");
         let positions: BaseConsumer<Link> =
             config.create_with_context(settings.link()).map_err(|error| OutletError::of(STEP, error))?;
+        let positions = LetGo::new(positions);
         positions.context().refresh(positions.client());
         let group_metadata = positions.group_metadata().ok_or_else(|| OutletError::Doubt {
             step: STEP,

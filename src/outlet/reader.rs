@@ -17,7 +17,7 @@ use super::{OutletError, OutletSettings, Placement};
 use crate::kafka::Link;
 use crate::model::dead_letter::{DeadLetterId, GROUP_HEADER, ID_HEADER, LetterName, REDRIVE_HEADER};
 use crate::model::position::{Offset, Partition};
-use crate::native;
+use crate::native::{self, LetGo};
 use crate::observe::Clock;
 
 /// How long a question may take.
@@ -51,8 +51,8 @@ pub struct Extent {
 
 /// A reader that commits nothing and joins no group.
 pub struct Reader {
-    committed: BaseConsumer<Link>,
-    uncommitted: BaseConsumer<Link>,
+    committed: LetGo<BaseConsumer<Link>>,
+    uncommitted: LetGo<BaseConsumer<Link>>,
 }
 
 impl std::fmt::Debug for Reader {
@@ -77,7 +77,7 @@ impl Reader {
             let made: Result<BaseConsumer<Link>, KafkaError> = config.create_with_context(settings.link());
             let consumer = made.map_err(|error| OutletError::of(STEP, error))?;
             consumer.context().refresh(consumer.client());
-            Ok(consumer)
+            Ok(LetGo::new(consumer))
         };
         Ok(Self { committed: consumer("read_committed")?, uncommitted: consumer("read_uncommitted")? })
     }

@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use super::{OutletError, OutletSettings};
 use crate::kafka::Link;
 use crate::model::dead_letter::TOPIC_SUFFIX;
+use crate::native::LetGo;
 
 /// How long a question or a creation may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,7 +37,7 @@ const ERROR_EVENTS: &str = "8";
 
 /// Looks after topics.
 pub struct Topics {
-    admin: AdminClient<Link>,
+    admin: LetGo<AdminClient<Link>>,
 }
 
 impl std::fmt::Debug for Topics {
@@ -58,7 +59,7 @@ impl Topics {
         let made: Result<AdminClient<Link>, KafkaError> = config.create_with_context(settings.link());
         let admin = made.map_err(|error| OutletError::of(STEP, error))?;
         admin.inner().context().refresh(admin.inner());
-        Ok(Self { admin })
+        Ok(Self { admin: LetGo::new(admin) })
     }
 
     /// How many partitions `topic` has; `None` when there is no such topic. Blocks for 5 s at most.

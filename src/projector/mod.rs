@@ -89,8 +89,6 @@ const LINES_MAX_LEN_BYTES: usize = 8 << 20;
 const OFFSET_MAX_COUNT: u64 = 100_000;
 /// The least number of rows that each partition gets in one intent.
 const ROW_SHARE_COUNT: i64 = 500;
-/// A partition that is so many offsets behind Kafka's end has a backlog.
-const BACKLOG_COUNT: u64 = 5_000;
 /// Beyond the longest lag: how long a partition has stored nothing before another instance than its owner writes its
 /// lines.
 const LEFT_MARGIN: Duration = Duration::from_secs(15);

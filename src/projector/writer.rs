@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::draft::{Draft, KnownFile, KnownFiles, Put};
 use super::home::Home;
 use super::{
-    BACKLOG_COUNT, FILE_AGE_MAX, LEFT_MARGIN, LOOK_INTERVAL, MERGE_COUNT, OFFSET_MAX_COUNT, OUTRUN_WAIT,
-    ProjectorSettings, RETRY_FIRST, RETRY_MOST, ROW_MAX_COUNT, ROW_SHARE_COUNT, STORE_TIMEOUT,
+    FILE_AGE_MAX, LEFT_MARGIN, LOOK_INTERVAL, MERGE_COUNT, OFFSET_MAX_COUNT, OUTRUN_WAIT, ProjectorSettings,
+    RETRY_FIRST, RETRY_MOST, ROW_MAX_COUNT, ROW_SHARE_COUNT, STORE_TIMEOUT,
 };
 use crate::failpoint;
 use crate::model::backoff::RetryPolicy;
@@ -229,7 +229,7 @@ impl SinkWriter {
     }
 
     fn has_backlog(&self) -> bool {
-        self.board.lock().owned.values().any(|owned| owned.lag().is_some_and(|lag| lag >= BACKLOG_COUNT))
+        self.board.lock().has_backlog()
     }
 
     fn stands_back(&self) -> bool {

@@ -2,6 +2,7 @@
 //! there. Blocking.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
@@ -20,9 +21,12 @@ const TAIL_COUNT: i64 = 5_000;
 /// The smallest record size that is tried on a topic that refuses larger ones.
 const LEARNED_MIN_LEN_BYTES: usize = 1_024;
 
+/// What topics turned out not to take, by name.
+pub(super) type Refusals = HashMap<String, Refused>;
+
 /// What a topic turned out not to take.
 #[derive(Debug, Clone, Copy, Default)]
-struct Refused {
+pub(super) struct Refused {
     /// Records larger than this, whatever the topic says.
     record_max_len_bytes: Option<usize>,
     /// The records' own timestamps.
@@ -49,7 +53,23 @@ struct Charge {
     fenced: HashSet<String>,
 }
 
-/// What sends the letters. After an error but for what it learns from it, it is to be [reset](Self::reset).
+/// Which step is under way, and how many were before it: a client of Kafka may never return from one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Progress(Arc<Mutex<(&'static str, u64)>>);
+
+impl Progress {
+    fn begin(&self, step: &'static str) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = (step, state.1 + 1);
+    }
+
+    /// The step, and its number.
+    pub(super) fn step(&self) -> (&'static str, u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What sends the letters. After an error it is to be dropped, but for [what it has learnt](Self::into_refusals).
 #[derive(Debug)]
 pub(super) struct Letters {
     settings: OutletSettings,
@@ -57,28 +77,38 @@ pub(super) struct Letters {
     topics: Topics,
     reader: Reader,
     routes: BTreeMap<String, Route>,
-    refused: HashMap<String, Refused>,
+    refused: Refusals,
     charge: Option<Charge>,
+    progress: Progress,
 }
 
 impl Letters {
     /// Connects to nothing yet.
-    pub(super) fn new(settings: &OutletSettings, format: LetterFormat) -> Result<Self, OutletError> {
+    pub(super) fn new(
+        settings: &OutletSettings,
+        format: LetterFormat,
+        refused: Refusals,
+    ) -> Result<Self, OutletError> {
         Ok(Self {
             settings: settings.clone(),
             format,
             topics: Topics::new(settings)?,
             reader: Reader::new(settings)?,
             routes: BTreeMap::new(),
-            refused: HashMap::new(),
+            refused,
             charge: None,
+            progress: Progress::default(),
         })
     }
 
-    /// Drops the producer and what was known of topics and positions. What topics refuse is kept.
-    pub(super) fn reset(&mut self) {
-        self.charge = None;
-        self.routes.clear();
+    /// What topics refuse; the clients, and what was known of topics and positions, are dropped.
+    pub(super) fn into_refusals(self) -> Refusals {
+        self.refused
+    }
+
+    /// To be asked while another thread works.
+    pub(super) fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// Whether a producer is held.
@@ -100,6 +130,7 @@ impl Letters {
             .values()
             .map(|route| Topic { record_max_len_bytes: self.limit(&route.letters), ..route.letters.clone() })
             .collect();
+        self.progress.begin("begin as the transactional producer");
         let producer = Producer::start(&self.settings, Purpose::Relay, &topics)?;
         let transactional_id = self.settings.transactional_id(Purpose::Relay);
         tracing::info!(transactional_id, "relaying dead letters");
@@ -162,6 +193,7 @@ impl Letters {
         if let Some(route) = self.routes.get(source_topic) {
             return Ok(route.clone());
         }
+        self.progress.begin("look the topics up");
         let letters = self.topics.letter_topic(source_topic)?;
         let source_partition_count = self.topics.partition_count(source_topic)?.unwrap_or(0);
         let route = Route { letters, source_partition_count };
@@ -192,6 +224,7 @@ impl Letters {
         let can_be_key = |partition: &Partition| partition.0 < route.source_partition_count;
         let committed: Positions = next.clone().into_iter().filter(|(key, _)| can_be_key(key)).collect();
         let records = self.records(&route.letters, &missing)?;
+        self.progress.begin("send the records");
         let placements =
             charge.producer.transact(&route.letters.name, &records, (&stream.topic, &committed))?;
         let names = missing.iter().map(|row| row.name()).collect();
@@ -229,12 +262,14 @@ impl Letters {
         }
         let keys: Vec<Partition> =
             unknown.iter().copied().filter(|key| key.0 < route.source_partition_count).collect();
+        self.progress.begin("read the relay's position");
         let mut committed = charge.producer.positions(&stream.topic, &keys)?;
         committed.retain(|_, position| is_of_now(position));
         let is_gone = unknown.iter().any(|partition| !committed.contains_key(partition));
         // A relay of a group that had the stream before may still be sending it: each group has a transactional.id.
         for group in stream.former_groups.iter().filter(|group| is_gone && **group != self.settings.group) {
             if charge.fenced.insert(group.clone()) {
+                self.progress.begin("fence the former group's producer");
                 drop(Producer::start(&self.settings.for_group(group), Purpose::Relay, &[])?);
             }
         }
@@ -284,8 +319,10 @@ impl Letters {
         &self,
         topic: &Topic,
         tail_count: Option<i64>,
-        each: impl FnMut(Scanned),
+        mut each: impl FnMut(Scanned),
     ) -> Result<bool, OutletError> {
+        const STEP: &str = "read the dead letter topic";
+        self.progress.begin(STEP);
         // Asked again: an operator may have added some since, and another relay sent to them.
         let count = self.topics.partition_count(&topic.name)?.unwrap_or(topic.partition_count);
         let extents = self.reader.extents(&topic.name, count)?;
@@ -294,7 +331,10 @@ impl Letters {
             tail.map_or(extent.low, |start| start.max(extent.low))
         };
         let starts: Vec<Offset> = extents.iter().map(start).collect();
-        self.reader.scan(&topic.name, &starts, each)?;
+        self.reader.scan(&topic.name, &starts, |scanned| {
+            self.progress.begin(STEP);
+            each(scanned);
+        })?;
         Ok(extents.iter().zip(&starts).all(|(extent, start)| extent.low == *start))
     }
 
@@ -330,6 +370,7 @@ impl Letters {
         sent: &HashSet<LetterName>,
     ) -> Result<(), OutletError> {
         const STEP: &str = "read the transaction back";
+        self.progress.begin(STEP);
         failpoint::at("relay_before_read_back");
         if failpoint::is_on("mutant_no_read_back") {
             return Ok(());

@@ -33,11 +33,13 @@
 //!   marked.
 //! - Another group's transaction on the same dead letter topic hides what is committed behind it: looking letters up
 //!   waits for it to end.
-//! - librdkafka never returns from a call within a transaction: the call, and its producer, are given up, which is the
-//!   same as if we had died there; should it go on later it is fenced.
+//! - librdkafka never returns from a call, or a client can't be destroyed: the call, and its clients, are given up, which
+//!   is the same as if we had died there; should it go on later its producer is fenced, and what it committed before that
+//!   is found. Nobody waits for a client's destruction.
 //! - PostgreSQL fails over and loses marks, or rows that were relayed come back: they are below the position, and found.
 //!
-//! Ingestion never waits for the relay: they share only the table.
+//! Ingestion never waits for the relay: they share only the table, and the machine. While there is a backlog the relay
+//! takes a tenth of the time.
 
 mod letters;
 pub mod plan;
@@ -48,7 +50,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use self::letters::Letters;
+use self::letters::{Letters, Progress, Refusals};
 use crate::failpoint;
 use crate::model::backoff::RetryPolicy;
 use crate::model::dead_letter::{LetterFormat, TOPIC_SUFFIX};
@@ -69,8 +71,17 @@ const IDLE_LIMIT: Duration = Duration::from_secs(300);
 /// The first and the longest wait after an error of one stream.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(20);
+/// While there is a backlog a transaction is followed by a pause of so many times its own length, within a limit.
+const BACKLOG_PAUSE: u32 = 9;
+const BACKLOG_PAUSE_MOST: Duration = Duration::from_secs(10);
 /// How many transactions of one stream go before another stream's turn.
 const TURN_COUNT: usize = 100;
+/// A step of Kafka's that has not ended by then is shown as trouble, and later given up with its clients. Only to read a
+/// topic whose transactions are open takes as long.
+const SILENT_AFTER: Duration = Duration::from_secs(60);
+const HUNG_AFTER: Duration = Duration::from_secs(300);
+/// The same for a test (`relay_impatient`).
+const HUNG_SOON: Duration = Duration::from_secs(5);
 /// How long one question of ours to PostgreSQL may take beyond its statement timeout.
 const STORE_TIMEOUT: Duration = Duration::from_secs(70);
 
@@ -126,6 +137,7 @@ pub struct Relay {
     /// Holds the lock while it lives.
     session: Option<Session>,
     letters: Option<Letters>,
+    refused: Refusals,
     waits: HashMap<StreamId, Wait>,
     sent_at: Instant,
     backlog_at: Instant,
@@ -149,6 +161,7 @@ impl Relay {
             spans,
             session: None,
             letters: None,
+            refused: Refusals::new(),
             waits: HashMap::new(),
             sent_at: now,
             backlog_at: now,
@@ -179,7 +192,7 @@ impl Relay {
         match answered(self.lead()).await {
             Ok(true) => {}
             Ok(false) => {
-                self.drop_letters();
+                self.letters = None;
                 self.show(|state| *state = RelayState { role: RelayRole::Follower, ..RelayState::default() });
                 return LEAD_INTERVAL;
             }
@@ -204,7 +217,7 @@ impl Relay {
     fn lose_session(&mut self) {
         self.session = None;
         // The lock is gone with it: somebody else may lead now.
-        self.drop_letters();
+        self.letters = None;
         self.show(|state| state.role = RelayRole::Follower);
     }
 
@@ -249,17 +262,9 @@ impl Relay {
         self.count_backlog(&group).await?;
         let is_idle = self.clock.monotonic().saturating_duration_since(self.sent_at) >= IDLE_LIMIT;
         if is_idle && self.letters.as_ref().is_some_and(Letters::is_in_charge) {
-            self.drop_letters();
+            self.letters = None;
         }
         Ok(())
-    }
-
-    /// Drops the clients of Kafka, which may take a moment.
-    fn drop_letters(&mut self) {
-        if let Some(letters) = self.letters.take() {
-            // Nobody waits for it.
-            drop(tokio::task::spawn_blocking(move || drop(letters)));
-        }
     }
 
     async fn count_backlog(&mut self, group: &str) -> Result<(), StoreError> {
@@ -329,43 +334,86 @@ impl Relay {
                 marked_count,
                 "dead letters relayed"
             );
+            self.stand_back(elapsed).await;
         }
         Ok(())
     }
 
+    /// Leaves the processors to what stores records while many of them wait.
+    async fn stand_back(&self, elapsed: Duration) {
+        let until = self.clock.monotonic() + elapsed.saturating_mul(BACKLOG_PAUSE).min(BACKLOG_PAUSE_MOST);
+        loop {
+            let left = until.saturating_duration_since(self.clock.monotonic());
+            if left.is_zero() || !self.board.lock().has_backlog() {
+                return;
+            }
+            tokio::time::sleep(left.min(LOOK_INTERVAL)).await;
+        }
+    }
+
     /// Does `work` with Kafka on a thread where waiting is allowed, and counts the backlog meanwhile: a leader that is
-    /// silent loses the lock.
+    /// silent loses the lock. One that never returns is given up: should it go on later, its producer is fenced, and what
+    /// it sent is found.
     async fn with_letters<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Letters) -> Result<T, OutletError> + Send + 'static,
     ) -> Result<T, RelayError> {
-        let group = Arc::clone(&self.settings.store.group);
         let mut letters = match self.letters.take() {
             Some(letters) => letters,
-            None => Letters::new(&self.settings.outlet, self.settings.format)?,
+            None => Letters::new(&self.settings.outlet, self.settings.format, self.refused.clone())?,
         };
+        let progress = letters.progress();
         let mut task = tokio::task::spawn_blocking(move || {
             let outcome = work(&mut letters);
-            if outcome.is_err() {
-                letters.reset();
-            }
             (letters, outcome)
         });
-        let done = loop {
+        let (mut step, mut since) = (progress.step(), self.clock.monotonic());
+        let (letters, outcome) = loop {
             tokio::select! {
-                done = &mut task => break done,
-                () = tokio::time::sleep(BACKLOG_INTERVAL) => {
-                    if let Err(error) = self.count_backlog(&group).await {
-                        tracing::debug!(%error, "the relay's session is gone");
-                        self.session = None;
-                        self.show(|state| state.role = RelayRole::Follower);
-                    }
-                }
+                done = &mut task => break done.map_err(|error| RelayError::Died(error.to_string()))?,
+                () = tokio::time::sleep(BACKLOG_INTERVAL) => self.look_after(&progress, (&mut step, &mut since)).await?,
             }
         };
-        let (letters, outcome) = done.map_err(|error| RelayError::Died(error.to_string()))?;
-        self.letters = Some(letters);
-        Ok(outcome?)
+        match outcome {
+            Ok(done) => {
+                self.letters = Some(letters);
+                Ok(done)
+            }
+            // Nothing else of it is the truth, and new clients may do better.
+            Err(error) => {
+                self.refused = letters.into_refusals();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Counts the backlog while a thread works, and looks whether it gets on.
+    async fn look_after(
+        &mut self,
+        progress: &Progress,
+        (step, since): (&mut (&'static str, u64), &mut Instant),
+    ) -> Result<(), RelayError> {
+        let group = Arc::clone(&self.settings.store.group);
+        if let Err(error) = self.count_backlog(&group).await {
+            tracing::debug!(%error, "the relay's session is gone");
+            self.session = None;
+            self.show(|state| state.role = RelayRole::Follower);
+        }
+        let (now, latest) = (self.clock.monotonic(), progress.step());
+        if latest != *step {
+            (*step, *since) = (latest, now);
+        }
+        let (name, silence) = (step.0, now.saturating_duration_since(*since));
+        let hung_after = if failpoint::is_on("relay_impatient") { HUNG_SOON } else { HUNG_AFTER };
+        if silence >= hung_after {
+            let reason =
+                format!("kafka's client does not return; a new one is made ({} s)", silence.as_secs());
+            return Err(OutletError::Doubt { step: name, reason }.into());
+        }
+        if silence >= SILENT_AFTER {
+            self.trouble(format!("{name}: kafka's client has not answered for {} s", silence.as_secs()));
+        }
+        Ok(())
     }
 
     fn failed(&mut self, stream: &WaitingStream, error: &RelayError) {
@@ -376,7 +424,11 @@ impl Relay {
             Wait { retry: RetryPolicy::new(RETRY_FIRST, RETRY_MOST), until: now }
         });
         wait.until = now + wait.retry.next_wait();
-        let text = format!("{}: {error}", stream.topic);
+        self.trouble(format!("{}: {error}", stream.topic));
+    }
+
+    fn trouble(&self, text: String) {
+        let now = self.clock.monotonic();
         self.show(|state| {
             let since = state.trouble.as_ref().map_or(now, |trouble| trouble.since);
             state.trouble = Some(RelayTrouble { text, since });

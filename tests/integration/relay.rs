@@ -155,12 +155,13 @@ fn a_broker_that_is_killed_during_a_commit_costs_time_and_no_letter() {
 }
 
 /// A call of librdkafka that does not return (as if: the thread that makes it sleeps beforehand) is given up after 20 s; its
-/// transaction can't be aborted meanwhile, and the call goes on when another producer has taken over.
+/// transaction can't be aborted meanwhile, and the call goes on when another producer has taken over. Its clients take a
+/// minute to be destroyed: nobody waits for that.
 #[test]
 fn a_call_that_does_not_return_is_given_up_and_costs_no_letter() {
     let scene = Scene::new("relayhung", 2);
-    let mut daemon =
-        scene.daemon_with(&[("FAILPOINTS", "relay_no_abort=return;relay_in_offsets=1*sleep(40000)")]);
+    let points = "relay_no_abort=return;relay_in_offsets=1*sleep(40000);client_drop=sleep(60000)";
+    let mut daemon = scene.daemon_with(&[("FAILPOINTS", points)]);
     scene.produce(&FEW, 0, 500);
     scene.wait_until_read(500, Duration::from_secs(30));
     let waiting_count = scene.number(WAITING);
@@ -177,6 +178,25 @@ fn a_call_that_does_not_return_is_given_up_and_costs_no_letter() {
         daemon.log_text().contains("that was given up has returned")
     });
     assert!(daemon.log_text().contains("sent=Err("), "{}", daemon.log_text());
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    check_one_to_one(&scene);
+    scene.verify().check(FEW.totals(500));
+}
+
+/// Kafka's client does not return to a relay whose transaction is committed: it is given up with its clients, and the next
+/// ones find its letters.
+#[test]
+fn a_relay_that_hangs_begins_again_and_doubles_no_letter() {
+    let scene = Scene::new("relaygivenup", 2);
+    let points = "relay_impatient=return;relay_before_read_back=1*sleep(40000)";
+    let mut daemon = scene.daemon_with(&[("FAILPOINTS", points)]);
+    scene.produce(&FEW, 0, 500);
+    scene.wait_until_read(500, Duration::from_secs(30));
+    assert!(scene.number(WAITING) > 0);
+    wait_until_relayed(&scene, Duration::from_secs(35));
+    let log = daemon.log_text();
+    assert!(log.contains("read the transaction back: kafka's client does not return"), "{log}");
+    assert!(daemon.get("/metrics").unwrap().1.contains("relay_failures_total{class=\"doubt\"} 1"));
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
     check_one_to_one(&scene);
     scene.verify().check(FEW.totals(500));

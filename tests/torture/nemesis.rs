@@ -228,16 +228,8 @@ impl Nemesis {
             }
             Fault::DelayDatabase => Ok(delay(database, random)),
             Fault::DelayBroker => Ok(delay(broker, random)),
-            Fault::SwallowCommit => {
-                let moved = counts_on(|| database.swallowed_count());
-                database.swallow();
-                Ok(wait_until(SWALLOW_PATIENCE, moved))
-            }
-            Fault::SwallowEndTxn => {
-                let moved = counts_on(|| broker.swallowed_count());
-                broker.swallow();
-                Ok(wait_until(SWALLOW_PATIENCE, moved))
-            }
+            Fault::SwallowCommit => Ok(swallow(database)),
+            Fault::SwallowEndTxn => Ok(swallow(broker)),
             Fault::LieEndTxn => Ok(self.lie(broker)),
         }
     }
@@ -366,6 +358,15 @@ impl Nemesis {
 fn end_some(link: &Link, ending: Ending, random: &mut Random) -> bool {
     let first = random.index(2);
     link.end(ending, |index| index % 2 == first || random.percent(20)) > 0
+}
+
+/// Whether an answer was swallowed; when none came, none that comes later is.
+fn swallow(link: &Link) -> bool {
+    let moved = counts_on(|| link.swallowed_count());
+    link.swallow(true);
+    let is_swallowed = wait_until(SWALLOW_PATIENCE, moved);
+    link.swallow(false);
+    is_swallowed
 }
 
 fn delay(link: &Link, random: &mut Random) -> bool {

@@ -109,9 +109,9 @@ impl Link {
         chosen.len()
     }
 
-    /// The answer of the next COMMIT or `EndTxn` is swallowed.
-    pub(crate) fn swallow(&self) {
-        self.0.swallow_count.store(1, Ordering::SeqCst);
+    /// The answer of the next COMMIT or `EndTxn` is swallowed, or none is.
+    pub(crate) fn swallow(&self, is_armed: bool) {
+        self.0.swallow_count.store(usize::from(is_armed), Ordering::SeqCst);
     }
 
     /// How many answers were swallowed.
