@@ -23,8 +23,6 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, OwnedHeaders};
 use uuid::Uuid;
 
-use crate::failpoint;
-
 /// What is known of a topic's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TopicId {
@@ -140,11 +138,15 @@ impl TopicIdRequest {
 /// A client that is destroyed on a thread of its own, for which nobody waits: to destroy one joins its threads, and
 /// librdkafka may never end that when brokers have come and gone (its issues 3954, 4131 and 4519).
 #[derive(Debug)]
-pub(crate) struct LetGo<T: Send + 'static>(ManuallyDrop<T>);
+pub(crate) struct LetGo<T: Send + 'static> {
+    client: ManuallyDrop<T>,
+    /// Called on that thread before.
+    first: fn(),
+}
 
 impl<T: Send + 'static> LetGo<T> {
-    pub(crate) const fn new(client: T) -> Self {
-        Self(ManuallyDrop::new(client))
+    pub(crate) const fn new(client: T, first: fn()) -> Self {
+        Self { client: ManuallyDrop::new(client), first }
     }
 }
 
@@ -152,17 +154,18 @@ impl<T: Send + 'static> Deref for LetGo<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        &self.0
+        &self.client
     }
 }
 
 impl<T: Send + 'static> Drop for LetGo<T> {
     fn drop(&mut self) {
         // SAFETY: taken here only, once; nobody sees the field afterwards.
-        let client = unsafe { ManuallyDrop::take(&mut self.0) };
+        let client = unsafe { ManuallyDrop::take(&mut self.client) };
+        let first = self.first;
         LET_GO_COUNT.fetch_add(1, Ordering::SeqCst);
         let thread = std::thread::Builder::new().name("kafka-drop".into()).spawn(move || {
-            failpoint::at("client_drop");
+            first();
             drop(client);
             LET_GO_COUNT.fetch_sub(1, Ordering::SeqCst);
         });

@@ -28,7 +28,8 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, KafkaResult};
 
 use crate::config::{KafkaLogin, KafkaProperties, Secret, SecretFile, SecretFileError, TokenClaims};
-use crate::native;
+use crate::failpoint;
+use crate::native::{self, LetGo};
 use crate::observe::Clock;
 
 pub(crate) use refusal::Refusal;
@@ -55,6 +56,11 @@ pub(crate) fn client_config(properties: &KafkaProperties) -> KafkaResult<ClientC
         }
     }
     Ok(config)
+}
+
+/// A client for whose destruction nobody waits.
+pub(crate) const fn let_go<T: Send + 'static>(client: T) -> LetGo<T> {
+    LetGo::new(client, || failpoint::at("client_drop"))
 }
 
 /// How one client logs in, and why it was refused, if it was. The context of clients that need no other.

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::{OutletError, OutletSettings, Purpose, Topic};
 use crate::failpoint;
-use crate::kafka::Link;
+use crate::kafka::{self, Link};
 use crate::model::dead_letter::OutgoingRecord;
 use crate::model::position::{Offset, Partition, StreamId};
 use crate::native::{self, LetGo};
@@ -175,7 +175,7 @@ impl Producer {
         let producer: BaseProducer<Deliveries> = config
             .create_with_context(Deliveries { placed: Mutex::default(), link: settings.link() })
             .map_err(|error| OutletError::of(STEP, error))?;
-        let producer = LetGo::new(producer);
+        let producer = kafka::let_go(producer);
         producer.context().link.refresh(producer.client());
         producer.init_transactions(INIT_TIMEOUT).map_err(|error| {
             producer.context().link.catch_up(producer.client());
@@ -186,7 +186,7 @@ impl Producer {
         config.set("group.id", settings.position_group()).set("isolation.level", "read_committed");
         let positions: BaseConsumer<Link> =
             config.create_with_context(settings.link()).map_err(|error| OutletError::of(STEP, error))?;
-        let positions = LetGo::new(positions);
+        let positions = kafka::let_go(positions);
         positions.context().refresh(positions.client());
         let group_metadata = positions.group_metadata().ok_or_else(|| OutletError::Doubt {
             step: STEP,

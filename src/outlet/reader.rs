@@ -14,7 +14,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use uuid::Uuid;
 
 use super::{OutletError, OutletSettings, Placement};
-use crate::kafka::Link;
+use crate::kafka::{self, Link};
 use crate::model::dead_letter::{DeadLetterId, GROUP_HEADER, ID_HEADER, LetterName, REDRIVE_HEADER};
 use crate::model::position::{Offset, Partition};
 use crate::native::{self, LetGo};
@@ -77,7 +77,7 @@ impl Reader {
             let made: Result<BaseConsumer<Link>, KafkaError> = config.create_with_context(settings.link());
             let consumer = made.map_err(|error| OutletError::of(STEP, error))?;
             consumer.context().refresh(consumer.client());
-            Ok(LetGo::new(consumer))
+            Ok(kafka::let_go(consumer))
         };
         Ok(Self { committed: consumer("read_committed")?, uncommitted: consumer("read_uncommitted")? })
     }

@@ -7,7 +7,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::runtime::Handle;
 
 use super::{OutletError, OutletSettings};
-use crate::kafka::Link;
+use crate::kafka::{self, Link};
 use crate::model::dead_letter::TOPIC_SUFFIX;
 use crate::native::LetGo;
 
@@ -59,7 +59,7 @@ impl Topics {
         let made: Result<AdminClient<Link>, KafkaError> = config.create_with_context(settings.link());
         let admin = made.map_err(|error| OutletError::of(STEP, error))?;
         admin.inner().context().refresh(admin.inner());
-        Ok(Self { admin: LetGo::new(admin) })
+        Ok(Self { admin: kafka::let_go(admin) })
     }
 
     /// How many partitions `topic` has; `None` when there is no such topic. Blocks for 5 s at most.
