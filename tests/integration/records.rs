@@ -230,8 +230,9 @@ fn the_same_id_and_time_is_a_duplicate_by_value_and_a_conflict_otherwise() {
     };
     assert_eq!(by_path(&daemon), [4, 0]);
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
-    // Another process knows none of them: it collides, and the whole batch is merged.
-    daemon = scene.daemon();
+    // Another process knows none of them: it collides, and the whole batch is merged; it lingers until it
+    // has both records, however slow the machine is.
+    daemon = scene.daemon_with(&[("BATCH_LINGER_MS", "1000")]);
     scene.send_all(&[Some(event(4)), Some(respelled)]);
     scene.wait_until_read(9, Duration::from_secs(30));
     assert_eq!(by_path(&daemon), [0, 1]);
