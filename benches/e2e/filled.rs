@@ -1,6 +1,7 @@
 //! A table that has many rows already: spread over twelve months with the load in the last, or all in one partition.
 
-use serde_json::Value;
+use anyhow::bail;
+use serde_json::{Map, Value};
 
 use crate::Options;
 use crate::bed::Bed;
@@ -17,30 +18,33 @@ enum Spread {
 
 pub(crate) fn measure(bed: &Bed, options: &Options) -> anyhow::Result<Value> {
     let record_count = options.records / 2;
-    let mut rounds = Rounds::default();
+    let mut report = Map::new();
     for ids in [Ids::Ordered, Ids::Random] {
-        let (name, of) = if ids == Ids::Ordered { ("v7", "empty, v7") } else { ("v4", "empty, v4") };
+        let ids_name = if ids == Ids::Ordered { "v7" } else { "v4" };
         let shape = Shape { ids, ..Shape::of(600) };
-        with_topic(bed, &format!("filled.{name}"), (shape, record_count), |topic| {
-            for _ in 0..options.rounds {
-                rounds.add(of, through(bed, topic, record_count, &[])?);
-            }
-            for spread in [Spread::Year, Spread::Month] {
-                let case = format!(
-                    "{}, {name}",
-                    if matches!(spread, Spread::Year) { "12 months" } else { "1 month" }
+        with_topic(bed, &format!("filled.{ids_name}"), (shape, record_count), |topic| {
+            for (spread, name) in [(Spread::Year, "12 months"), (Spread::Month, "1 month")] {
+                let mut rounds = Rounds::default();
+                // The filled one once, as to fill takes minutes, and between two empty ones.
+                let before = through(bed, topic, record_count, &[])?;
+                let filled = after_fill(bed, (topic, record_count), (spread, shape), options.filled_rows)?;
+                for empty in [before, through(bed, topic, record_count, &[])?] {
+                    rounds.add("empty", empty);
+                    rounds.add("filled", filled);
+                }
+                let title = format!(
+                    "{record_count} records into a table with {} rows: {name}, {ids_name}",
+                    options.filled_rows
                 );
-                // Once: to fill takes minutes.
-                rounds.add(
-                    &case,
-                    after_fill(bed, (topic, record_count), (spread, shape), options.filled_rows)?,
+                report.insert(
+                    format!("{name}, {ids_name}").replace([',', ' '], "_"),
+                    rounds.report(&title, &["empty"]),
                 );
             }
             Ok(())
         })?;
     }
-    let title = format!("{record_count} records of 600 bytes into a table with {} rows", options.filled_rows);
-    Ok(rounds.report(&title, &["empty, v7", "empty, v4"]))
+    Ok(Value::Object(report))
 }
 
 fn after_fill(
@@ -77,19 +81,25 @@ fn fill(bed: &Bed, (spread, shape): (Spread, Shape), row_count: u64) -> anyhow::
                          substr(replace(gen_random_uuid()::text, '-', ''), 14))::uuid"
             .to_owned(),
     };
-    bed.psql(
-        DATABASE,
-        &format!(
+    // By as many sessions as the yardstick has at most.
+    let halves = [(1, row_count / 2), (row_count / 2 + 1, row_count)].map(|(first, last)| {
+        format!(
             "INSERT INTO audit_events.events (audit_id, correlation_id, timestamp, operation, command, args, actor, \
              status, duration_ms, query_intent, metadata, stream_id, source_partition, source_offset) \
              SELECT {id}, gen_random_uuid(), at, 'ritual.query', 'query', repeat(md5(i::text), 5), \
              'user-' || i % 400, 'Success', i % 900, 'wish_queue', '{{\"region\": \"eu\", \"shard\": 7}}', \
              '018f0000-0000-7000-8000-000000000000', i % 12, i \
-             FROM generate_series(1, {row_count}) AS i, \
+             FROM generate_series({first}, {last}) AS i, \
              LATERAL (SELECT to_timestamp({last_second} - {seconds}::float8 * ({row_count} - i) / {row_count}) AS at) AS t"
-        ),
-    )
-    .map(drop)
+        )
+    });
+    std::thread::scope(|scope| {
+        let inserts = halves.each_ref().map(|half| scope.spawn(move || bed.psql(DATABASE, half)));
+        inserts.into_iter().try_for_each(|insert| match insert.join() {
+            Ok(outcome) => outcome.map(drop),
+            Err(_panic) => bail!("the thread of an INSERT died"),
+        })
+    })
 }
 
 fn seconds_into_month(bed: &Bed) -> anyhow::Result<i64> {

@@ -387,11 +387,14 @@ mod tests {
     use crate::model::position::{Partition, StreamId};
     use crate::observe::Clock;
 
-    #[test]
-    fn the_oldest_record_that_is_not_committed_is_told_until_it_is() {
-        let at = |offset| Offset::new(offset).unwrap();
+    fn at(offset: i64) -> Offset {
+        Offset::new(offset).unwrap()
+    }
+
+    /// At 10 of 100.
+    fn owned() -> OwnedPartition {
         let partition = Partition(0);
-        let mut owned = OwnedPartition {
+        OwnedPartition {
             source: Arc::new(TopicPartition { topic: "t".into(), partition }),
             key: StreamPartition { stream: StreamId(uuid::Uuid::nil()), partition },
             epoch: Epoch(1),
@@ -402,7 +405,27 @@ mod tests {
             mode: Mode::Live,
             spooled_to: None,
             uncommitted: VecDeque::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn one_partition_that_is_far_behind_is_a_backlog() {
+        let mut state = BoardState::default();
+        assert!(!state.has_backlog());
+        state.owned.insert(AssignmentId(1), owned());
+        let count = i64::try_from(BACKLOG_COUNT).unwrap();
+        let behind = |count| OwnedPartition { end: Some(at(10 + count)), ..owned() };
+        state.owned.insert(AssignmentId(2), behind(count - 1));
+        assert!(!state.has_backlog());
+        state.owned.insert(AssignmentId(2), behind(count));
+        assert!(state.has_backlog());
+        state.owned.insert(AssignmentId(2), OwnedPartition { end: None, ..owned() });
+        assert!(!state.has_backlog(), "what is not known is none");
+    }
+
+    #[test]
+    fn the_oldest_record_that_is_not_committed_is_told_until_it_is() {
+        let mut owned = owned();
         assert_eq!(owned.oldest_uncommitted_ms(), None);
         owned.took(at(20), Some(1_000));
         owned.took(at(25), None);
