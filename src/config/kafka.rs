@@ -148,7 +148,7 @@ impl KafkaConfig {
             ("queued.min.messages", "50000".into()),
             // A broker asked for new records answers this soon; what else is asked of it waits behind that.
             ("fetch.wait.max.ms", "20".into()),
-            // A full queue is looked at again this soon: 4 MiB go to the spool in 12 ms, and librdkafka waits for a second.
+            // A full queue is looked at again this soon: 4 MiB go to the spool in 12 ms; librdkafka waits for a second.
             ("fetch.queue.backoff.ms", "5".into()),
         ];
         if self.uses_consumer_protocol {
