@@ -288,6 +288,17 @@ pub(crate) fn end(code: u8) -> ! {
     unsafe { libc::_exit(i32::from(code)) }
 }
 
+/// Keeps what was freed from staying with us: of two heaps, whatever the count of threads and processors, and a buffer of
+/// 128 KiB or more goes back to the system at once. glibc raises that limit to the longest that was freed, and would keep
+/// the room of several fetches. To be called before there is a second thread.
+pub(crate) fn bound_heap() {
+    #[cfg(target_env = "gnu")]
+    for (option, value) in [(libc::M_ARENA_MAX, 2), (libc::M_MMAP_THRESHOLD, 128 * 1024)] {
+        // SAFETY: takes two numbers. What it answers is of no use: without it we need more memory, and nothing else.
+        unsafe { libc::mallopt(option, value) };
+    }
+}
+
 /// Sets `TCP_NODELAY` on this process's connections to `port` of any host. sqlx 0.9 leaves it unset, and then the end of
 /// a short COPY waits until its rows are acknowledged, which the receiver may put off for 40 ms (RFC 1122, 4.2.3.2).
 ///

@@ -35,6 +35,8 @@ pub(crate) struct Figures {
     pub(crate) wal_bytes: f64,
     /// Peak resident memory of the daemon; 0 for psql.
     pub(crate) peak_mib: f64,
+    /// The least position of a partition out of the greatest, when half was stored; 0 for psql.
+    pub(crate) evenness: f64,
     /// Day files, when they have caught up: events a second from the last commit on.
     pub(crate) catch_up_per_second: f64,
 }
@@ -184,6 +186,13 @@ impl Watch {
         Ok(())
     }
 
+    /// The least position out of the greatest.
+    pub(crate) fn evenness(&mut self) -> anyhow::Result<f64> {
+        let query = "SELECT min(next_offset)::float8 / max(next_offset) FROM audit_events.consumer_offsets";
+        let asked = sqlx::query_scalar::<_, f64>(query).fetch_one(&mut self.connection);
+        Ok(self.runtime.block_on(asked)?)
+    }
+
     /// Notes each position that has moved since it was noted last.
     pub(crate) fn note(&mut self, seen: &mut BTreeMap<i32, Vec<(Instant, i64)>>) -> anyhow::Result<()> {
         let query = "SELECT partition, next_offset FROM audit_events.consumer_offsets";
@@ -249,11 +258,14 @@ pub(crate) fn through_with(
     let before = bed.usage()?;
     let mut watch = Watch::open(&bed.admin_url(DATABASE))?;
     let mut daemon = Daemon::start(bed, topic, settings)?;
-    let mut seconds = 0.0;
+    let (mut seconds, mut evenness) = (0.0, 0.0);
     wait_for(&mut daemon, record_count, |daemon| {
         besides(daemon)?;
         let (count, elapsed) = watch.stored()?;
         seconds = elapsed;
+        if evenness == 0.0 && count >= record_count / 2 {
+            evenness = watch.evenness()?;
+        }
         Ok(count)
     })?;
     let (stored_at, peak_mib) = (Instant::now(), daemon.peak_mib()?);
@@ -269,7 +281,7 @@ pub(crate) fn through_with(
     }
     daemon.stop()?;
     let used = bed.usage()?.since(before);
-    Ok(Figures { peak_mib, catch_up_per_second, ..Figures::new(record_count, seconds, used) })
+    Ok(Figures { peak_mib, evenness, catch_up_per_second, ..Figures::new(record_count, seconds, used) })
 }
 
 /// Waits until the day files have every event: how many a second from the last commit on.

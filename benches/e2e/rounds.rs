@@ -39,8 +39,8 @@ impl Rounds {
         println!("\n{title}");
         let ratios: String = bases.iter().map(|base| format!("{:>21}", format!("of {base}"))).collect();
         println!(
-            "{:<28} {:>10}{ratios} {:>22} {:>7} {:>9}",
-            "", "/s", "us client/broker/db", "MiB", "WAL bytes"
+            "{:<28} {:>10}{ratios} {:>22} {:>7} {:>9} {:>6}",
+            "", "/s", "us client/broker/db", "MiB", "WAL bytes", "even"
         );
         let mut cases = Map::new();
         for (name, rounds) in &self.0 {
@@ -50,6 +50,7 @@ impl Rounds {
                 [figure(|f| f.per_second), figure(|f| f.client_us), figure(|f| f.broker_us)];
             let [database, wal, catch_up] =
                 [figure(|f| f.database_us), figure(|f| f.wal_bytes), figure(|f| f.catch_up_per_second)];
+            let evenness = figure(|figures| figures.evenness);
             let peak = rounds.iter().map(|figures| figures.peak_mib).fold(0.0, f64::max);
             let of_bases: Vec<Option<f64>> = bases.iter().map(|base| self.ratio(name, base)).collect();
             let shown: String = of_bases
@@ -57,10 +58,11 @@ impl Rounds {
                 .map(|ratio| format!("{:>21}", ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"))))
                 .collect();
             let cpu = format!("{client:.1} / {broker:.1} / {database:.1}");
-            println!("{name:<28} {rate:>10.0}{shown} {cpu:>22} {peak:>7.0} {wal:>9.0}");
+            println!("{name:<28} {rate:>10.0}{shown} {cpu:>22} {peak:>7.0} {wal:>9.0} {evenness:>6.2}");
             let mut case = json!({
                 "per_second": rate.round(), "client_us": rounded(client), "broker_us": rounded(broker),
                 "database_us": rounded(database), "wal_bytes": wal.round(), "peak_rss_mib": peak.round(),
+                "evenness": rounded(evenness),
                 "rounds_per_second": rounds.iter().map(|figures| figures.per_second.round()).collect::<Vec<_>>(),
             });
             for (base, ratio) in bases.iter().zip(of_bases) {

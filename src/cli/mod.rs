@@ -125,6 +125,7 @@ impl ExitStatus {
 
 /// Reads the arguments, does what they say.
 pub fn main() -> ExitCode {
+    native::bound_heap();
     crate::failpoint::set_up();
     let arguments = Arguments::parse();
     let config = match Config::resolve(&arguments.settings) {

@@ -142,13 +142,17 @@ impl KafkaConfig {
             ("max.poll.interval.ms", session_ms.max(300_000).to_string()),
             ("allow.auto.create.topics", "false".into()),
             ("topic.metadata.refresh.interval.ms", "5000".into()),
-            // Small fetches of each partition in turn: large ones fill one lane while another has nothing to do.
-            ("max.partition.fetch.bytes", "262144".into()),
-            ("queued.max.messages.kbytes", "4096".into()),
+            // One fetch has to hold a batch of every partition. Of a batch that is longer than this a broker sends
+            // something only if its partition stands first, and librdkafka puts them in the same order each time: the
+            // others would wait until the first ones are read to their ends. The length is a topic's default limit.
+            ("max.partition.fetch.bytes", "1048588".into()),
+            // The same of sixteen partitions of one broker: whatever this leaves out waits, too.
+            ("fetch.max.bytes", "16777408".into()),
+            ("queued.max.messages.kbytes", "2048".into()),
             ("queued.min.messages", "50000".into()),
             // A broker asked for new records answers this soon; what else is asked of it waits behind that.
             ("fetch.wait.max.ms", "20".into()),
-            // A full queue is looked at again this soon: 4 MiB go to the spool in 12 ms; librdkafka waits for a second.
+            // A full queue is looked at again this soon: 2 MiB go to the spool in 6 ms; librdkafka waits for a second.
             ("fetch.queue.backoff.ms", "5".into()),
         ];
         if self.uses_consumer_protocol {

@@ -9,6 +9,7 @@ pub mod base64;
 pub mod batch;
 pub mod belief;
 pub mod breaker;
+pub mod collisions;
 pub mod dead_letter;
 pub mod decode;
 pub mod event;

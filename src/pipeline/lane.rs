@@ -23,6 +23,7 @@ use super::work::{Work, WorkDone};
 use crate::model::backoff::RetryPolicy;
 use crate::model::batch::{Batch, BatchBuilder, BatchLimits, Decoded, Noted, Rows};
 use crate::model::breaker::{Breaker, BreakerRule, Opened};
+use crate::model::collisions::Collisions;
 use crate::model::decode::DecodeRules;
 use crate::model::federated::FederatedSources;
 use crate::model::position::{Offset, StreamPartition};
@@ -33,8 +34,6 @@ use crate::observe::board::{Board, DatabaseState};
 use crate::store::copy::ids_of;
 use crate::store::{Claim, CommitOutcome, CommitPath, CommittedPart, Store};
 
-/// How many batches after a collision go by the merge path first.
-const MERGE_FIRST_COUNT: u32 = 20;
 /// The first and the longest wait between tries while PostgreSQL is away.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(2);
@@ -128,7 +127,7 @@ pub(super) struct Lane<S: Store> {
     work: Option<UnderWay<S>>,
     retry: RetryPolicy,
     retry_at: Option<Instant>,
-    merge_first_count: u32,
+    collisions: Collisions,
     /// The record that PostgreSQL refused when it stood alone; refused again, it becomes a dead letter.
     refused_before: Option<(StreamPartition, Offset)>,
     verify_at: Instant,
@@ -163,7 +162,7 @@ impl<S: Store> Lane<S> {
             work: None,
             retry: RetryPolicy::new(RETRY_FIRST, RETRY_MOST).spread_by(seed),
             retry_at: None,
-            merge_first_count: 0,
+            collisions: Collisions::default(),
             refused_before: None,
             verify_at,
             leaving: None,
@@ -384,7 +383,7 @@ impl<S: Store> Lane<S> {
         } else {
             Vec::new()
         };
-        let batch = self.queue.pop_front().map(|batch| (batch, self.path()));
+        let batch = self.queue.pop_front().map(|batch| (batch, CommitPath::after(&self.collisions)));
         let assignments = match &batch {
             Some((batch, _)) => batch.parts().iter().map(|part| part.assignment).collect(),
             None => self.owned.keys().copied().collect(),
@@ -392,10 +391,6 @@ impl<S: Store> Lane<S> {
         let work = Work { session: self.session.take(), claims, must_adopt, batch };
         let task = Task::spawn(work.run(self.settings.store.clone(), self.settings.work_deadline));
         self.work = Some((task, assignments, now));
-    }
-
-    const fn path(&self) -> CommitPath {
-        if self.merge_first_count > 0 { CommitPath::Merge } else { CommitPath::Direct }
     }
 
     fn finish(&mut self, done: Result<WorkDone<S>, JoinError>) {
@@ -461,11 +456,7 @@ impl<S: Store> Lane<S> {
 
     fn committed(&mut self, batch: &Batch, parts: &[CommittedPart], path: CommitPath) {
         let duplicate_count: u64 = parts.iter().map(|part| part.duplicate_count).sum();
-        let collided = duplicate_count > batch.row_count(Rows::Repeated(true));
-        self.merge_first_count = match path {
-            CommitPath::Merge if collided => MERGE_FIRST_COUNT,
-            _ => self.merge_first_count.saturating_sub(1),
-        };
+        self.collisions.committed(duplicate_count, batch.row_count(Rows::Repeated(true)));
         for part in batch.parts() {
             self.moved(part.key, part.epoch, part.end);
         }

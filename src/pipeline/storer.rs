@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::WORK_MARGIN;
 use super::spans::BatchSpans;
 use crate::model::batch::{Batch, DeadLetter, Decoded, Noted};
+use crate::model::collisions::Collisions;
 use crate::model::decode::{DecodeRules, decode, identify};
 use crate::model::federated::FederatedSources;
 use crate::model::position::{Epoch, Offset, StreamPartition};
@@ -197,16 +198,15 @@ pub(super) struct Storer<S: Store> {
     deadline: Duration,
     spans: BatchSpans,
     session: Option<S::Session>,
-    /// By which path the next batch goes first.
-    path: CommitPath,
+    collisions: Collisions,
 }
 
 impl<S: Store> Storer<S> {
     pub(super) fn new(store: S, rules: Arc<DecodeRules>, traces: Traces) -> Self {
         let deadline = store.statement_timeout() + WORK_MARGIN;
         let spans = BatchSpans::new(&store, traces, Clock::default());
-        let (sources, path) = (Arc::default(), CommitPath::Direct);
-        Self { store, rules, sources, deadline, spans, session: None, path }
+        let (sources, collisions) = (Arc::default(), Collisions::default());
+        Self { store, rules, sources, deadline, spans, session: None, collisions }
     }
 
     async fn session(&mut self) -> Result<&mut S::Session, StoreError> {
@@ -231,12 +231,16 @@ impl<S: Store> Storer<S> {
     pub(super) async fn store(&mut self, batch: Batch, purpose: Purpose<'_>) -> Result<Stored, StoreError> {
         let mut round = Round { queue: VecDeque::from([batch]), ..Round::default() };
         while let Some(batch) = round.next() {
-            let (path, started_at) = (self.path, self.spans.clock.monotonic());
-            let outcome = self.commit(&batch, purpose).await;
+            let path = CommitPath::after(&self.collisions);
+            let started_at = self.spans.clock.monotonic();
+            let outcome = self.commit((&batch, path), purpose).await;
             let elapsed = self.spans.clock.monotonic().saturating_duration_since(started_at);
             self.spans.committed((&batch, path), outcome.as_ref(), elapsed);
             match outcome {
-                Ok(CommitOutcome::Committed { parts, .. }) => round.committed(&parts),
+                Ok(CommitOutcome::Committed { parts, .. }) => {
+                    self.collisions.committed(parts.iter().map(|part| part.duplicate_count).sum(), 0);
+                    round.committed(&parts);
+                }
                 Ok(CommitOutcome::Stale(parts)) => {
                     round.queue.push_front(batch);
                     parts.into_iter().for_each(|part| round.stale(part));
@@ -246,7 +250,7 @@ impl<S: Store> Storer<S> {
                     if matches!(&error, StoreError::Refused { sqlstate, .. } if sqlstate == UNIQUE_VIOLATION)
                         && path == CommitPath::Direct
                     {
-                        self.path = CommitPath::Merge;
+                        self.collisions.refused();
                         round.queue.push_front(batch);
                     } else {
                         round.failed(error, batch)?;
@@ -258,9 +262,12 @@ impl<S: Store> Storer<S> {
     }
 
     /// Commits, within the deadline. After an error the session is to be lost.
-    async fn commit(&mut self, batch: &Batch, purpose: Purpose<'_>) -> Result<CommitOutcome, StoreError> {
-        let (group, path) = (Arc::clone(self.store.group()), self.path);
-        let deadline = self.deadline;
+    async fn commit(
+        &mut self,
+        (batch, path): (&Batch, CommitPath),
+        purpose: Purpose<'_>,
+    ) -> Result<CommitOutcome, StoreError> {
+        let (group, deadline) = (Arc::clone(self.store.group()), self.deadline);
         let committed = async {
             let session = self.session().await?;
             session.ensure_partitions(batch).await?;

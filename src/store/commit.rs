@@ -10,6 +10,7 @@ use super::error::StoreError;
 use super::session::Session;
 use crate::failpoint;
 use crate::model::batch::{Batch, Fate, Part, Rows};
+use crate::model::collisions::Collisions;
 use crate::model::position::{Epoch, Offset, Partition, StreamId, StreamPartition};
 
 /// How much of a COPY goes to the socket at once, in bytes (sqlx flushes at each send).
@@ -22,6 +23,14 @@ pub enum CommitPath {
     Direct,
     /// COPY into a temporary table, then insert what is not there yet.
     Merge,
+}
+
+impl CommitPath {
+    /// The one to go by first, after what was met.
+    #[must_use]
+    pub const fn after(collisions: &Collisions) -> Self {
+        if collisions.is_merge_first() { Self::Merge } else { Self::Direct }
+    }
 }
 
 /// What the commit stored of one partition.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{GiveUp, Lane, MERGE_FIRST_COUNT};
+use super::{GiveUp, Lane};
 use crate::model::batch::{Batch, DeadLetter};
 use crate::model::position::StreamPartition;
 use crate::model::rejection::{Rejection, RejectionCode};
@@ -24,7 +24,7 @@ impl<S: Store> Lane<S> {
             StoreError::Contended { ref sqlstate, .. } => {
                 if sqlstate == DEADLOCK {
                     // Two lanes copied the same events at once; the merge path takes them in one order.
-                    self.merge_first_count = MERGE_FIRST_COUNT;
+                    self.collisions.refused();
                 }
                 self.retry_at = Some(now + self.retry.next_wait());
                 tracing::warn!(lane = self.index, %error, "postgresql is contended; the batch is tried again");
@@ -34,9 +34,7 @@ impl<S: Store> Lane<S> {
                 _ => self.wait_for_database(&error, now),
             },
             StoreError::Refused { ref sqlstate, .. } => match batch {
-                Some((_, CommitPath::Direct)) if sqlstate == "23505" => {
-                    self.merge_first_count = MERGE_FIRST_COUNT
-                }
+                Some((_, CommitPath::Direct)) if sqlstate == "23505" => self.collisions.refused(),
                 Some((batch, _)) => self.refused(batch, sqlstate, &error),
                 None => self.hold_for_operator(&error, now + UNKNOWN_WAIT),
             },
