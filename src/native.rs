@@ -288,13 +288,14 @@ pub(crate) fn end(code: u8) -> ! {
     unsafe { libc::_exit(i32::from(code)) }
 }
 
-/// Keeps what was freed from staying with us: of two heaps, whatever the count of threads and processors, and a buffer of
-/// 128 KiB or more goes back to the system at once. glibc raises that limit to the longest that was freed, and would keep
-/// the room of several fetches. To be called before there is a second thread.
+/// Keeps what was freed from staying with us: two heaps, whatever the count of threads, and a buffer of 4 MiB or more, as
+/// a whole fetch takes, goes back to the system at once. glibc by itself raises that limit, and what may stay free at a
+/// heap's end, with the longest that was freed, and keeps the room of several fetches. To be called before there is a second
+/// thread.
 pub(crate) fn bound_heap() {
     #[cfg(target_env = "gnu")]
-    for (option, value) in [(libc::M_ARENA_MAX, 2), (libc::M_MMAP_THRESHOLD, 128 * 1024)] {
-        // SAFETY: takes two numbers. What it answers is of no use: without it we need more memory, and nothing else.
+    for (option, value) in [(libc::M_ARENA_MAX, 2), (libc::M_MMAP_THRESHOLD, 4 << 20)] {
+        // SAFETY: takes two numbers. When it refuses we need more memory, as we would without it.
         unsafe { libc::mallopt(option, value) };
     }
 }

@@ -258,13 +258,13 @@ pub(crate) fn through_with(
     let before = bed.usage()?;
     let mut watch = Watch::open(&bed.admin_url(DATABASE))?;
     let mut daemon = Daemon::start(bed, topic, settings)?;
-    let (mut seconds, mut evenness) = (0.0, 0.0);
+    let (mut seconds, mut evenness) = (0.0, None);
     wait_for(&mut daemon, record_count, |daemon| {
         besides(daemon)?;
         let (count, elapsed) = watch.stored()?;
         seconds = elapsed;
-        if evenness == 0.0 && count >= record_count / 2 {
-            evenness = watch.evenness()?;
+        if evenness.is_none() && count >= record_count / 2 {
+            evenness = Some(watch.evenness()?);
         }
         Ok(count)
     })?;
@@ -281,6 +281,7 @@ pub(crate) fn through_with(
     }
     daemon.stop()?;
     let used = bed.usage()?.since(before);
+    let evenness = evenness.unwrap_or_default();
     Ok(Figures { peak_mib, evenness, catch_up_per_second, ..Figures::new(record_count, seconds, used) })
 }
 

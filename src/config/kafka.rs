@@ -119,6 +119,14 @@ const REFUSED: &[(&str, &str)] = &[
     ("test.mock*", "a mock broker stores nothing"),
 ];
 
+/// How long a topic's batches are at most by default (`max.message.bytes`). Of one that is longer than what is asked of its
+/// partition a broker sends something only if the partition stands first in a fetch.
+const BATCH_MAX_LEN_BYTES: u64 = 1_048_588;
+/// What one fetch takes of a broker: a batch of each of twelve partitions. librdkafka puts them in the same order each time
+/// that it asks after its queue was full, so what has no place waits until the others are read to their ends. More takes
+/// memory: a fetch is decompressed whole.
+const FETCH_MAX_LEN_BYTES: u64 = 12 * BATCH_MAX_LEN_BYTES;
+
 /// Parts of property names, in lower case, whose values are secrets.
 const SECRET_PARTS: &[&str] = &["password", "secret", "key.pem", "jaas", "token", "sasl.oauthbearer.config"];
 
@@ -142,17 +150,13 @@ impl KafkaConfig {
             ("max.poll.interval.ms", session_ms.max(300_000).to_string()),
             ("allow.auto.create.topics", "false".into()),
             ("topic.metadata.refresh.interval.ms", "5000".into()),
-            // One fetch has to hold a batch of every partition. Of a batch that is longer than this a broker sends
-            // something only if its partition stands first, and librdkafka puts them in the same order each time: the
-            // others would wait until the first ones are read to their ends. The length is a topic's default limit.
-            ("max.partition.fetch.bytes", "1048588".into()),
-            // The same of sixteen partitions of one broker: whatever this leaves out waits, too.
-            ("fetch.max.bytes", "16777408".into()),
+            ("fetch.max.bytes", self.fetch_max_len_bytes().to_string()),
             ("queued.max.messages.kbytes", "2048".into()),
             ("queued.min.messages", "50000".into()),
             // A broker asked for new records answers this soon; what else is asked of it waits behind that.
             ("fetch.wait.max.ms", "20".into()),
-            // A full queue is looked at again this soon: 2 MiB go to the spool in 6 ms; librdkafka waits for a second.
+            // A full queue is looked at again this soon, as it goes to the spool in some milliseconds; librdkafka waits
+            // for a second.
             ("fetch.queue.backoff.ms", "5".into()),
         ];
         if self.uses_consumer_protocol {
@@ -162,6 +166,9 @@ impl KafkaConfig {
             properties.push(("session.timeout.ms", session_ms.to_string()));
             properties.push(("heartbeat.interval.ms", heartbeat_ms.to_string()));
         }
+        if self.given("fetch.message.max.bytes").is_none() {
+            properties.push(("max.partition.fetch.bytes", BATCH_MAX_LEN_BYTES.to_string()));
+        }
         if let Some(instance_id) = &self.instance_id {
             properties.push(("group.instance.id", instance_id.clone()));
         }
@@ -169,6 +176,19 @@ impl KafkaConfig {
         let given =
             self.client_properties().into_iter().chain(ours).chain(self.user_properties.iter().cloned());
         KafkaProperties { given: given.collect(), login: self.security.login.clone() }
+    }
+
+    /// The value of a property in `KAFKA_PROPERTIES`.
+    fn given(&self, name: &str) -> Option<&str> {
+        self.user_properties.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// [`FETCH_MAX_LEN_BYTES`], within what librdkafka wants of it beside other limits that were given.
+    fn fetch_max_len_bytes(&self) -> u64 {
+        let limit =
+            |name: &str, default| self.given(name).and_then(|value| value.parse().ok()).unwrap_or(default);
+        let answer_max: u64 = limit("receive.message.max.bytes", 100_000_000);
+        FETCH_MAX_LEN_BYTES.min(answer_max.saturating_sub(512)).max(limit("message.max.bytes", 1_000_000))
     }
 
     /// What any client needs: brokers, logins, and what `KAFKA_PROPERTIES` says of connections.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::{ASK_INTERVAL, LOST_AFTER, Link, client_config};
-use crate::config::{KafkaLogin, KafkaProperties};
+use crate::config::{Config, KafkaLogin, KafkaProperties, Settings};
 use crate::native;
 use crate::observe::Clock;
 
@@ -79,4 +79,26 @@ fn a_client_without_brokers_is_given_those_of_the_settings() {
     link.keep_brokers(client, begin + asked);
     wait_for("a broker answers", || ask().is_ok_and(|metadata| metadata.brokers().len() == 1));
     wait_for("it is connected", || native::has_broker(client));
+}
+
+#[test]
+fn limits_of_the_settings_make_a_client_beside_ours() {
+    for limits in [
+        "",
+        "receive.message.max.bytes=4194816",
+        "receive.message.max.bytes=16777216",
+        "message.max.bytes=20000000",
+        "fetch.max.bytes=1000000",
+        "queued.max.messages.kbytes=64",
+        "max.partition.fetch.bytes=65536",
+        "fetch.message.max.bytes=65536",
+    ] {
+        let settings = Settings { kafka_properties: Some(limits.to_owned()), ..Settings::default() };
+        let properties = Config::resolve(&settings).unwrap().kafka.consumer_properties();
+        let client = client_config(&properties).unwrap();
+        assert!(client.create::<BaseConsumer>().is_ok(), "{limits}");
+        if limits.starts_with("fetch.message") {
+            assert_eq!(client.get("max.partition.fetch.bytes"), None, "the same by another name");
+        }
+    }
 }

@@ -1,21 +1,21 @@
 //! How often batches meet events that are stored already, and so by which path the next one goes first.
 //!
-//! The direct path costs the least, but a batch that collides on it (23505) is rolled back and committed again by the
-//! merge path: it costs about twice as much as one that is merged at once. So the merge path goes first while more than
-//! a quarter of the last batches collided, and no longer.
+//! The direct path costs the least, but a batch that collides on it (23505) is rolled back, which leaves dead rows behind,
+//! and is committed again by the merge path. So the merge path goes first while more than a quarter of the last batches
+//! collided, and no longer.
 
 /// What a collision counts; shares are out of this.
 const WHOLE: u32 = 1 << 16;
 /// The share of batches that collide from which on all are merged at once.
 const MERGE_FIRST_SHARE: u32 = WHOLE / 4;
-/// Each batch counts an eighth, so of the last eight it is about two thirds of the share that is told.
+/// Each batch counts an eighth: the last eight make two thirds of the share.
 const WEIGHT: u32 = 8;
 
 /// The collisions of the last batches.
 #[derive(Debug, Default)]
 pub struct Collisions {
     share: u32,
-    /// Whether the batch that comes next did not go by the direct path.
+    /// Whether the direct path refused the batch that comes next.
     is_refused: bool,
 }
 
@@ -26,9 +26,10 @@ impl Collisions {
         self.is_refused = true;
     }
 
-    /// Notes that a batch was committed with `found` upstream duplicates, `expected` of which were known beforehand.
-    pub const fn committed(&mut self, found: u64, expected: u64) {
-        let hit = if found > expected { WHOLE } else { 0 };
+    /// Notes that a batch was committed, `met_count` of whose events were stored already, with the same content or with
+    /// another; `expected_count` of them were known beforehand.
+    pub const fn committed(&mut self, met_count: u64, expected_count: u64) {
+        let hit = if self.is_refused || met_count > expected_count { WHOLE } else { 0 };
         self.share = self.share - self.share / WEIGHT + hit / WEIGHT;
         self.is_refused = false;
     }
@@ -71,6 +72,16 @@ mod tests {
         (0..1_000).for_each(|_| assert!(commit(&mut collisions, true)));
         let merged_count = (0..100).filter(|_| commit(&mut collisions, false)).count();
         assert_eq!(merged_count, 11, "merged in vain until its share has fallen to a quarter");
+    }
+
+    #[test]
+    fn a_batch_that_was_refused_has_collided_whatever_was_met_then() {
+        let mut collisions = Collisions::default();
+        for _ in 0..3 {
+            collisions.refused();
+            collisions.committed(0, 0);
+        }
+        assert!(collisions.is_merge_first());
     }
 
     #[test]

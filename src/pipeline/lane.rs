@@ -455,8 +455,9 @@ impl<S: Store> Lane<S> {
     }
 
     fn committed(&mut self, batch: &Batch, parts: &[CommittedPart], path: CommitPath) {
-        let duplicate_count: u64 = parts.iter().map(|part| part.duplicate_count).sum();
-        self.collisions.committed(duplicate_count, batch.row_count(Rows::Repeated(true)));
+        let stored_count = parts.iter().map(|part| part.event_count).sum();
+        let met_count = batch.event_count().saturating_sub(stored_count);
+        self.collisions.committed(met_count, batch.row_count(Rows::Repeated(true)));
         for part in batch.parts() {
             self.moved(part.key, part.epoch, part.end);
         }

@@ -238,7 +238,8 @@ impl<S: Store> Storer<S> {
             self.spans.committed((&batch, path), outcome.as_ref(), elapsed);
             match outcome {
                 Ok(CommitOutcome::Committed { parts, .. }) => {
-                    self.collisions.committed(parts.iter().map(|part| part.duplicate_count).sum(), 0);
+                    let stored_count = parts.iter().map(|part| part.event_count).sum();
+                    self.collisions.committed(batch.event_count().saturating_sub(stored_count), 0);
                     round.committed(&parts);
                 }
                 Ok(CommitOutcome::Stale(parts)) => {
