@@ -197,6 +197,9 @@ impl Http {
                 readiness.notes.push("stopping".into());
             }
         }
+        if board.is_kafka_reachable == Some(false) && board.phase == Phase::Running {
+            readiness.notes.push("degraded: no broker of kafka answers, records wait there".into());
+        }
         match &board.database {
             DatabaseState::Down { error, .. } => {
                 let is_spooling = board.owned.values().any(|owned| owned.mode == Mode::Spooling);

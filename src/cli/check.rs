@@ -106,7 +106,8 @@ async fn check_database(config: &Config) -> Result<(Vec<String>, Option<ExcessRi
 }
 
 fn check_kafka(config: &Config) -> Result<Vec<String>, String> {
-    let lookup = Lookup::new(&config.kafka.connection_properties()).map_err(|error| error.to_string())?;
+    // With all that `run` takes, as librdkafka alone knows what it refuses.
+    let lookup = Lookup::new(&config.kafka.consumer_properties()).map_err(|error| error.to_string())?;
     let topics = lookup.topics().map_err(|error| match error {
         LookupError::Unavailable(_) => format!("{error}; check KAFKA_BROKERS and KAFKA_SECURITY_PROTOCOL"),
         other => other.to_string(),

@@ -1,5 +1,5 @@
 //! The command line. Exit codes: 0 done; 1 done and something differs, or the work failed; 2 wrong usage or
-//! configuration; 3 what had to be asked could not be reached.
+//! configuration; 3 what had to be asked did not answer, so that nothing is known, or not all.
 
 mod check;
 #[expect(clippy::doc_markdown, reason = "its comments are help texts for a terminal, not Markdown")]
@@ -48,7 +48,7 @@ const LET_GO_PATIENCE: Duration = Duration::from_secs(2);
 #[command(name = "audit-consumer", version, max_term_width = 110)]
 #[command(
     after_help = "Exit codes: 0 done; 1 something differs, or the work failed; 2 wrong usage or configuration; \
-    3 PostgreSQL or Kafka could not be reached."
+    3 PostgreSQL or Kafka did not answer, so that nothing is known, or not all."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -108,7 +108,7 @@ pub enum ExitStatus {
     Refused,
     /// The command line contradicts itself: 2.
     Misused,
-    /// PostgreSQL or Kafka did not answer, so nothing is known: 3.
+    /// PostgreSQL or Kafka did not answer, so nothing is known, or not all: 3.
     Unreachable,
 }
 

@@ -51,7 +51,15 @@ pub struct VerifyArgs {
 }
 
 /// Kafka's watermarks of a stream's partition, or why there are none to compare with.
-type Watermarks = Result<(Offset, Offset), String>;
+type Watermarks = Result<(Offset, Offset), Unseen>;
+
+/// Why a stream's partition can't be compared with Kafka.
+#[derive(Debug)]
+pub(super) struct Unseen {
+    why: String,
+    /// Kafka has said that it has nothing more of the stream: there is nothing to compare.
+    is_gone: bool,
+}
 
 /// What Kafka said.
 #[derive(Debug)]
@@ -91,7 +99,8 @@ pub struct Edges<'a> {
 }
 
 /// Verifies the account and writes it to `out`. [`ExitStatus::Findings`] when it does not hold,
-/// [`ExitStatus::Unreachable`] when PostgreSQL can't tell or has nothing in scope; Kafka's silence is only noted.
+/// [`ExitStatus::Unreachable`] when PostgreSQL can't tell or has nothing in scope, or when it holds and something that was
+/// to be compared could not be.
 ///
 /// # Errors
 /// What `out` reports, and a worker thread that died.
@@ -118,7 +127,11 @@ pub async fn run(
     } else {
         report.write_tables(out)?;
     }
-    Ok(if report.is_ok() { ExitStatus::Success } else { ExitStatus::Findings })
+    Ok(match report.verdict() {
+        Some(true) => ExitStatus::Success,
+        Some(false) => ExitStatus::Findings,
+        None => ExitStatus::Unreachable,
+    })
 }
 
 fn could_not_verify(
@@ -285,14 +298,18 @@ pub(super) fn watermarks(
         let partitions: HashSet<Partition> = keys.iter().map(|key| key.partition).collect();
         let partitions: Vec<Partition> = partitions.into_iter().collect();
         let described = lookup.describe_partitions(topic, &partitions);
+        let is_missing = described.values().any(Result::is_err) && lookup.is_missing(topic);
         for key in keys {
             let answer = match described.get(&key.partition) {
                 Some(Ok(found)) if StreamId::of(&found.cluster_id, topic, found.topic_id) == key.stream => {
                     Ok((found.low, found.high))
                 }
-                Some(Ok(_)) => Err("kafka has another topic under this name; see `offsets adopt`".into()),
-                Some(Err(reason)) => Err(reason.clone()),
-                None => Err("kafka said nothing of it".into()),
+                Some(Ok(_)) => {
+                    let why = "kafka has another topic under this name; see `offsets adopt`".to_owned();
+                    Err(Unseen { why, is_gone: true })
+                }
+                Some(Err(why)) => Err(Unseen { why: why.clone(), is_gone: is_missing }),
+                None => Err(Unseen { why: "kafka said nothing of it".to_owned(), is_gone: false }),
             };
             answers.insert(*key, answer);
         }
@@ -324,8 +341,27 @@ impl Report {
         report
     }
 
-    fn is_ok(&self) -> bool {
-        self.findings.is_empty() && self.projections.is_ok()
+    /// Whether the account holds; `None` when nothing speaks against it, and not all was compared that was to be.
+    fn verdict(&self) -> Option<bool> {
+        if !self.findings.is_empty() || !self.projections.is_ok() {
+            return Some(false);
+        }
+        self.not_compared().is_empty().then_some(true)
+    }
+
+    /// What was to be compared and could not be, and why.
+    fn not_compared(&self) -> Vec<String> {
+        let silence = match &self.kafka {
+            KafkaAnswer::Silent(reason) => Some(format!("positions, records and dead letters: {reason}")),
+            KafkaAnswer::NotAsked | KafkaAnswer::Watermarks(_) => None,
+        };
+        let unseen = self.account.partitions.iter().filter_map(|partition| {
+            let KafkaAnswer::Watermarks(answers) = &self.kafka else { return None };
+            let unseen = answers.get(&partition.key)?.as_ref().err().filter(|unseen| !unseen.is_gone)?;
+            Some(format!("{}/{}: {}", partition.topic, partition.key.partition, unseen.why))
+        });
+        let noted = self.records.notes.iter().cloned().chain(self.letters.notes()).chain(self.spool.note());
+        silence.into_iter().chain(unseen).chain(noted).collect()
     }
 
     /// Takes back that records were deleted unread where the position has moved since.
@@ -354,7 +390,7 @@ impl Report {
             return Some("an import has no topic in kafka");
         }
         let KafkaAnswer::Watermarks(answers) = &self.kafka else { return None };
-        answers.get(&partition.key)?.as_ref().err().map(String::as_str)
+        answers.get(&partition.key)?.as_ref().err().map(|unseen| unseen.why.as_str())
     }
 
     /// How far the position is from Kafka's end, in offsets.

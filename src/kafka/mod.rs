@@ -34,7 +34,7 @@ use crate::observe::Clock;
 
 pub(crate) use refusal::Refusal;
 
-/// How often a client that is in use is asked whether it has a broker, and how long it must have had none.
+/// How often a client that is in use is asked whether it still has a broker, and how long it must have had none.
 const ASK_INTERVAL: Duration = Duration::from_secs(10);
 const LOST_AFTER: Duration = Duration::from_secs(30);
 
@@ -78,7 +78,9 @@ struct LinkState {
     given: Option<Secret>,
     /// Why brokers, or our own files, keep us out.
     refusal: Option<Refusal>,
-    /// When the client was asked last whether it has a broker, and since when it has none.
+    /// Whether the client had a connection to a broker when it was asked last, when that was, and since when it has
+    /// none.
+    is_connected: bool,
     asked_at: Option<Instant>,
     lost_since: Option<Instant>,
 }
@@ -121,13 +123,14 @@ impl Link {
     fn keep_brokers<C: ClientContext>(&self, client: &Client<C>, now: Instant) {
         let is_due = |at: Instant| now.saturating_duration_since(at) >= ASK_INTERVAL;
         let mut state = self.state();
-        if !state.asked_at.is_none_or(is_due) {
+        if state.is_connected && !state.asked_at.is_none_or(is_due) {
             return;
         }
         state.asked_at = Some(now);
         drop(state);
         let is_lost = !native::has_broker(client);
         let mut state = self.state();
+        state.is_connected = !is_lost;
         let lost_since = is_lost.then(|| state.lost_since.unwrap_or(now));
         let is_overdue = lost_since.is_some_and(|since| now.saturating_duration_since(since) >= LOST_AFTER);
         state.lost_since = lost_since.filter(|_| !is_overdue);
@@ -139,6 +142,16 @@ impl Link {
             );
             native::add_brokers(client, &self.brokers);
         }
+    }
+
+    /// Whether the client had a connection to a broker when it was asked, at most 10 s before it was refreshed last.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.state().is_connected
+    }
+
+    /// The next refresh asks whether there is a connection.
+    pub(crate) fn doubt_connections(&self) {
+        self.state().is_connected = false;
     }
 
     fn replace_token<C: ClientContext>(

@@ -125,7 +125,7 @@ impl Metrics {
                 r,
                 IntCounterVec,
                 "records_consumed_total",
-                "Records taken from Kafka",
+                "Records decoded for PostgreSQL, from Kafka or from the spool; those that go to the spool count when it drains",
                 &["topic"]
             ),
             events_committed: make!(
@@ -180,8 +180,18 @@ impl Metrics {
                 "Errors of PostgreSQL, by class",
                 &["class"]
             ),
-            database_up: make!(r, IntGauge, "database_up", "1 while PostgreSQL answers"),
-            kafka_up: make!(r, IntGauge, "kafka_up", "1 while a broker answers"),
+            database_up: make!(
+                r,
+                IntGauge,
+                "database_up",
+                "1 while PostgreSQL answers; 0 also while it was not asked yet, without partitions"
+            ),
+            kafka_up: make!(
+                r,
+                IntGauge,
+                "kafka_up",
+                "1 while there is a connection to a broker, looked at every 10 s"
+            ),
             claims: make!(r, IntCounterVec, "claims_total", "Claims of partitions, by outcome", &["outcome"]),
             given_up: make!(
                 r,

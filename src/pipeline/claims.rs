@@ -1,6 +1,6 @@
 //! Claims: what is offered becomes ours, or is held with a reason.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::lane::LaneControl;
-use super::{Pipeline, RETOLD_AFTER, told_to_stop};
+use super::{Pipeline, RETOLD_AFTER, REVOKE_PATIENCE, told_to_stop};
 use crate::failpoint;
 use crate::model::federated::FederatedSources;
 use crate::model::position::{Offset, TopicPartition};
@@ -28,6 +28,7 @@ const BEYOND_END_CONFIRMED_AFTER: Duration = Duration::from_secs(10);
 impl<S: Store, D: Disk> Pipeline<S, D> {
     /// Claims what is offered; one placement for each offer, in order.
     pub(super) async fn place(&mut self, offers: Vec<Offer>) -> Vec<Placement> {
+        self.end_unread(&offers).await;
         if self.is_spooling() {
             return self.place_in_spool(&offers).await;
         }
@@ -88,6 +89,24 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             *slot = self.answered(offer, request, answer).await;
         }
         placements
+    }
+
+    /// Ends assignments of what is offered: the poll thread has ended them by itself (another topic has the name now,
+    /// or records are to be read again), or has never begun. What is drained stays, as it never knew of that.
+    async fn end_unread(&mut self, offers: &[Offer]) {
+        let offered: HashSet<&Arc<TopicPartition>> = offers.iter().map(|offer| &offer.source).collect();
+        let unread =
+            self.owned_where(|owned| owned.mode != Mode::Draining && offered.contains(&owned.source));
+        if !unread.is_empty() {
+            self.end(&unread, REVOKE_PATIENCE).await;
+        }
+    }
+
+    /// The assignments of the partitions that are owned and match.
+    pub(super) fn owned_where(&self, matches: impl Fn(&OwnedPartition) -> bool) -> Vec<AssignmentId> {
+        let board = self.board.lock();
+        let matching = board.owned.iter().filter(|(_, owned)| matches(owned));
+        matching.map(|(assignment, _)| *assignment).collect()
     }
 
     pub(super) fn request(&self, offer: &Offer, now: Instant) -> Result<ClaimRequest, (HoldCode, String)> {

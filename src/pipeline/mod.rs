@@ -42,7 +42,7 @@ mod strays;
 mod task;
 mod work;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -296,11 +296,14 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             SourceEvent::Revoked { assignments, partitions, is_lost, reply } => {
                 self.metrics.rebalanced(if is_lost { "lost" } else { "revoke" });
                 let patience = if is_lost { Duration::ZERO } else { REVOKE_PATIENCE };
-                let mut assignments = assignments;
-                assignments.extend(self.draining_of(&partitions));
+                let mut ending: BTreeSet<AssignmentId> = assignments.into_iter().collect();
+                // The poll thread has ended some by itself, and does not know of what is drained.
+                ending.extend(self.owned_where(|owned| partitions.contains(&owned.source)));
+                ending.extend(self.draining_of(&partitions));
+                let ending: Vec<AssignmentId> = ending.into_iter().collect();
                 self.board.lock().held.retain(|source, _| !partitions.contains(source));
                 self.breakers.retain(|source, _| !partitions.contains(source));
-                let ended = self.end(&assignments, patience).await;
+                let ended = self.end(&ending, patience).await;
                 self.forget_positions(&ended);
                 tracing::info!(
                     partition_count = partitions.len(),
@@ -313,21 +316,20 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
                 }
             }
             SourceEvent::Assigned => self.metrics.rebalanced("assign"),
-            SourceEvent::Looked { ends, paused_count } => {
+            SourceEvent::Looked { ends, paused_count, is_connected } => {
                 let mut board = self.board.lock();
                 board.paused_count = paused_count;
                 board.polled_at = Some(self.clock.monotonic());
-                if board.phase == Phase::Starting {
+                board.is_kafka_reachable = Some(is_connected);
+                if board.phase == Phase::Starting && is_connected {
                     board.phase = Phase::Running;
                 }
                 for (assignment, low, end) in ends {
-                    board.is_kafka_reachable = Some(true);
                     if let Some(owned) = board.owned.get_mut(&assignment) {
                         (owned.low, owned.end) = (low, Some(end));
                     }
                 }
             }
-            SourceEvent::Reachable(is_reachable) => self.board.lock().is_kafka_reachable = Some(is_reachable),
             SourceEvent::Failed(reason) => tracing::error!(reason, "the kafka consumer failed for good"),
         }
     }
@@ -459,12 +461,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
                         tracing::debug!("the poll thread did not wait for the revocation");
                     }
                 }
-                Ok(Some(
-                    SourceEvent::Assigned
-                    | SourceEvent::Looked { .. }
-                    | SourceEvent::Reachable(_)
-                    | SourceEvent::Failed(_),
-                ))
+                Ok(Some(SourceEvent::Assigned | SourceEvent::Looked { .. } | SourceEvent::Failed(_)))
                 | Err(_) => {}
                 Ok(None) => break,
             }

@@ -32,8 +32,14 @@ const UNREADABLE_HOLD: Duration = Duration::from_secs(30);
 struct Held {
     source: Arc<TopicPartition>,
     offer_at: Instant,
-    /// Why it is held, when the source itself knows.
-    trouble: Option<String>,
+    /// Why it is held, when the source itself knows, and until when.
+    trouble: Option<(String, Instant)>,
+}
+
+impl Held {
+    const fn new(source: Arc<TopicPartition>, offer_at: Instant) -> Self {
+        Self { source, offer_at, trouble: None }
+    }
 }
 
 /// The state that the poll thread and the rebalance callback share; both run on the poll thread.
@@ -81,7 +87,7 @@ impl Assignments {
                 );
                 continue;
             }
-            self.held.push(Held { source, offer_at, trouble: None });
+            self.held.push(Held::new(source, offer_at));
         }
         if list.count() > 0 && self.events.blocking_send(SourceEvent::Assigned).is_err() {
             tracing::debug!("the pipeline is gone");
@@ -122,7 +128,7 @@ impl Assignments {
             .map(|held| Offer {
                 source: Arc::clone(&held.source),
                 description: match &held.trouble {
-                    Some(trouble) => Err(trouble.clone()),
+                    Some((trouble, _)) => Err(trouble.clone()),
                     None => descriptions.remove(&held.source).unwrap_or_else(|| Err("not described".into())),
                 },
             })
@@ -131,19 +137,26 @@ impl Assignments {
         let asked = self.events.blocking_send(SourceEvent::Offered { offers: offers.clone(), reply });
         let placements = asked.ok().and_then(|()| answer.blocking_recv().ok()).unwrap_or_default();
         let answered_at = self.clock.monotonic();
-        for (index, offer) in offers.into_iter().enumerate() {
+        for (index, (held, offer)) in due.into_iter().zip(offers).enumerate() {
             let placement = placements.get(index).copied().unwrap_or(Placement::Hold);
-            self.place(offer, placement, answered_at, &mut granted);
+            self.place((held, offer), placement, answered_at, &mut granted);
         }
         granted
     }
 
-    fn place(&mut self, offer: Offer, placement: Placement, now: Instant, granted: &mut TopicPartitionList) {
+    fn place(
+        &mut self,
+        (held, offer): (Held, Offer),
+        placement: Placement,
+        now: Instant,
+        granted: &mut TopicPartitionList,
+    ) {
         let Offer { source, description } = offer;
         let (Placement::Start { assignment, lane_index, position }, Ok(description)) =
             (placement, description)
         else {
-            self.held.push(Held { source, offer_at: now + OFFER_INTERVAL, trouble: None });
+            let trouble = held.trouble.filter(|(_, until)| now < *until);
+            self.held.push(Held { source, offer_at: now + OFFER_INTERVAL, trouble });
             return;
         };
         let offset = KafkaOffset::Offset(position.as_i64());
@@ -159,7 +172,7 @@ impl Assignments {
             }
             Err(error) => {
                 tracing::error!(%error, partition = %source, "the position can't be given to librdkafka");
-                self.held.push(Held { source, offer_at: now + OFFER_INTERVAL, trouble: None });
+                self.held.push(Held::new(source, now + OFFER_INTERVAL));
             }
         }
     }
@@ -194,7 +207,7 @@ impl Assignments {
         self.slots_changed();
         incremental(consumer.incremental_unassign(&list_of(std::slice::from_ref(&slot))), "unassign");
         let offer_at = self.clock.monotonic();
-        self.held.push(Held { source: slot.source, offer_at, trouble: None });
+        self.held.push(Held::new(slot.source, offer_at));
     }
 
     /// A gap followed an error in this assignment: read again from the position, or, when that was tried
@@ -210,8 +223,8 @@ impl Assignments {
         if is_unreadable {
             self.reread_counts.remove(&source);
             if let Some(held) = self.held.iter_mut().find(|held| held.source == source) {
-                held.offer_at = self.clock.monotonic() + UNREADABLE_HOLD;
-                held.trouble = Some("records behind the position can't be read from kafka".into());
+                let why = "records behind the position can't be read from kafka".to_owned();
+                held.trouble = Some((why, self.clock.monotonic() + UNREADABLE_HOLD));
             }
         }
     }
@@ -235,7 +248,7 @@ impl Assignments {
             self.slots.retain(|slot| !refused.contains(&slot.source));
             self.slots_changed();
             let offer_at = self.clock.monotonic() + OFFER_INTERVAL;
-            self.held.extend(refused.into_iter().map(|source| Held { source, offer_at, trouble: None }));
+            self.held.extend(refused.into_iter().map(|source| Held::new(source, offer_at)));
         } else if granted.count() > 0 {
             incremental(consumer.resume(granted), "resume");
         }

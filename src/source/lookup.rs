@@ -15,6 +15,7 @@ use super::{Description, OffsetReset};
 use crate::config::KafkaProperties;
 use crate::kafka::{self, Link};
 use crate::model::position::{Offset, Partition, TopicPartition};
+use crate::native::{TopicId, TopicIdRequest};
 
 /// How long each question may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -125,6 +126,14 @@ impl Lookup {
         self.consumer.context().refresh(self.consumer.client());
         let described = self.describer.describe(&self.consumer, &sources);
         described.into_iter().map(|(source, description)| (source.partition, description)).collect()
+    }
+
+    /// Whether Kafka says that there is no such topic; `false` when it does not tell. Blocks for 5 s at most.
+    #[must_use]
+    pub fn is_missing(&self, topic: &str) -> bool {
+        let request = TopicIdRequest::send(&self.consumer, &[topic], TIMEOUT);
+        let answer = request.and_then(|request| request.poll(TIMEOUT)).and_then(Result::ok);
+        answer.into_iter().flatten().any(|(name, id)| name == topic && id == TopicId::Missing)
     }
 
     /// The first offset that Kafka has of a partition, and the position after the last one that a reader of

@@ -172,7 +172,7 @@ pub enum SourceEvent {
     },
     /// Partitions go away. The poll thread waits for the answer, which says that nothing of them is under way.
     Revoked {
-        /// The assignments that end; a partition that was held is not among them.
+        /// The assignments that end here; a partition that was held has none.
         assignments: Vec<AssignmentId>,
         /// The partitions that end, held ones too.
         partitions: Vec<Arc<TopicPartition>>,
@@ -187,9 +187,9 @@ pub enum SourceEvent {
         ends: Vec<(AssignmentId, Option<Offset>, Offset)>,
         /// How many partitions are paused.
         paused_count: usize,
+        /// Whether there is a connection to a broker, or was one some seconds ago.
+        is_connected: bool,
     },
-    /// Whether the brokers answer.
-    Reachable(bool),
     /// The consumer can't go on; the process must stop.
     Failed(String),
 }

@@ -98,7 +98,7 @@ pub(super) fn start(
         events,
         commands,
         looked_at: started_at,
-        is_reachable: None,
+        is_away_said: false,
         unconfirmed: HashMap::new(),
         said: None,
         refusal: None,
@@ -148,7 +148,8 @@ struct Poller {
     events: mpsc::Sender<SourceEvent>,
     commands: mpsc::Receiver<SourceCommand>,
     looked_at: Instant,
-    is_reachable: Option<bool>,
+    /// Whether it was said that no broker answers, and none has since.
+    is_away_said: bool,
     /// Topics of which the brokers told no id when they were asked last, and since when.
     unconfirmed: HashMap<Arc<str>, Instant>,
     /// The error that was logged last, and when.
@@ -352,7 +353,12 @@ impl Poller {
             return false;
         }
         self.looked_at = now;
-        self.consumer.context().link.refresh(self.consumer.client());
+        let link = &self.consumer.context().link;
+        link.refresh(self.consumer.client());
+        let is_connected = link.is_connected();
+        if is_connected && std::mem::take(&mut self.is_away_said) {
+            tracing::info!("a broker of kafka answers again");
+        }
         self.say_refusal();
         if let Some((code, reason)) = self.consumer.client().fatal_error() {
             self.tell(SourceEvent::Failed(format!("{code}: {reason}")));
@@ -395,7 +401,7 @@ impl Poller {
             |lane: usize| self.pending.get(lane).is_some_and(|lane| lane.paused_generation.is_some());
         let paused_count = state.slots.iter().filter(|slot| is_paused(slot.lane_index)).count();
         drop(state);
-        self.tell(SourceEvent::Looked { ends, paused_count });
+        self.tell(SourceEvent::Looked { ends, paused_count, is_connected });
         false
     }
 
@@ -411,18 +417,18 @@ impl Poller {
             RDKafkaErrorCode::AllBrokersDown
             | RDKafkaErrorCode::BrokerTransportFailure
             | RDKafkaErrorCode::Resolve => {
-                if *code == RDKafkaErrorCode::AllBrokersDown && self.is_reachable != Some(false) {
-                    self.is_reachable = Some(false);
-                    if !self.has_said_refusal() {
+                if *code == RDKafkaErrorCode::AllBrokersDown {
+                    self.consumer.context().link.doubt_connections();
+                    if !std::mem::replace(&mut self.is_away_said, true) && !self.has_said_refusal() {
                         tracing::warn!(%code, "no broker answers; librdkafka goes on trying");
                     }
-                    self.tell(SourceEvent::Reachable(false));
                 }
             }
+            // Said as a refusal, or seen by what follows.
             RDKafkaErrorCode::Authentication
             | RDKafkaErrorCode::SaslAuthenticationFailed
-            | RDKafkaErrorCode::SSL => self.tell(SourceEvent::Reachable(false)),
-            RDKafkaErrorCode::OperationTimedOut => {}
+            | RDKafkaErrorCode::SSL
+            | RDKafkaErrorCode::OperationTimedOut => {}
             RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
                 // The error names no partition and librdkafka reads that one no more: claim and read all again.
                 tracing::warn!(%code, "a position is outside of what kafka has; every partition is looked at again");

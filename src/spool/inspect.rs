@@ -6,7 +6,7 @@ use crate::model::spool::SpooledBatch;
 use crate::model::spool::walk::Depth;
 use crate::model::spool::{Header, SegmentNumber};
 
-use super::disk::{Disk, LocalDisk};
+use super::disk::{Disk, Entry, LocalDisk};
 use super::error::{Doing, SpoolError};
 use super::held::{PartitionRanges, ranges_of};
 use super::layout::{Layout, Name};
@@ -99,6 +99,15 @@ impl<D: Disk> Inspection<D> {
     #[must_use]
     pub fn new(directory: &std::path::Path, disk: D) -> Self {
         Self { layout: Layout::new(directory), disk }
+    }
+
+    /// Whether the directory is one of a spool, or may be: any but one that can be read and has nothing of it.
+    #[must_use]
+    pub fn is_spool(&self) -> bool {
+        let (root, instance) = (self.layout.root(), self.layout.instance());
+        let is_ours =
+            |entry: &Entry| Name::parse(&entry.name).is_some() || root.join(&entry.name) == instance;
+        self.disk.list(root).map_or(true, |entries| entries.iter().any(is_ours))
     }
 
     /// The files, by place, then by number.

@@ -73,28 +73,6 @@ impl Session {
         Ok(())
     }
 
-    /// Writes something, and takes it back: PostgreSQL is there, is no standby, and has room.
-    ///
-    /// # Errors
-    /// See [`StoreError`]; the session must then be dropped.
-    pub async fn prove_writable(&mut self, instance: Uuid) -> Result<(), StoreError> {
-        let row = "(instance_id, stream_id, partition, start_offset, end_offset)";
-        let insert = format!(
-            "INSERT INTO audit_events.spool_ranges {row} VALUES ($1, $2, 0, 0, 0) ON CONFLICT DO NOTHING"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(insert))
-            .bind(instance)
-            .bind(Uuid::nil())
-            .execute(&mut self.connection)
-            .await?;
-        sqlx::query("DELETE FROM audit_events.spool_ranges WHERE instance_id = $1 AND stream_id = $2")
-            .bind(instance)
-            .bind(Uuid::nil())
-            .execute(&mut self.connection)
-            .await?;
-        Ok(())
-    }
-
     /// What another instance than `own` holds of `range` in its spool: the part that begins first, if any.
     ///
     /// # Errors

@@ -41,6 +41,13 @@ fn what_is_set_up_wrong_is_said_in_one_line() {
     );
     check(&scene, &["run", "--lanes", "99"], 2, &["LANES=99: a whole number from 1 to 16"]);
     check(&scene, &["run", "--kafka-topics", "a.dlq"], 2, &["dead letter topic, which is never consumed"]);
+    let unknown = ["check", "--kafka-properties", "queued.min.messages=many"];
+    check(
+        &scene,
+        &unknown,
+        3,
+        &["kafka       FAILED", "kafka's properties are wrong", "queued.min.messages"],
+    );
     check(&scene, &["check"], 0, &["guarantee: every record"]);
 }
 

@@ -60,6 +60,18 @@ fn kafka_that_restarts_under_load_costs_time_and_nothing_else() {
         scene.produce(&PLAN, round * 40_000 + 20_001, (round + 1) * 40_000);
         scene.wait_until_read((round + 1) * 40_000, Duration::from_secs(60));
     }
+    // What tells of it while nobody answers, and for how long.
+    let is_told = |what: bool| daemon.status().is_some_and(|status| status["kafka_reachable"] == what);
+    stack.run(&["stop", "kafka"]);
+    wait_for("it is told", Duration::from_secs(20), || is_told(false));
+    for _ in 0..30 {
+        assert!(is_told(false), "it stays told");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let (code, body) = daemon.get("/readyz").unwrap();
+    assert!(code == 200 && body.contains("no broker of kafka answers"), "{code} {body}");
+    stack.run(&["start", "kafka"]);
+    wait_for("its return is told", Duration::from_secs(30), || is_told(true));
     assert!(daemon.terminate(Duration::from_secs(15)).0.success());
     scene.verify().check(PLAN.totals(record_count));
 }

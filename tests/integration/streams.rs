@@ -56,6 +56,7 @@ fn a_topic_that_is_created_again_under_a_running_daemon_is_never_read_as_the_old
     scene.produce(&PLAN, 1_000, 1_500);
     daemon.signal(Signal::CONT);
     daemon.wait_for_hold("topic_recreated");
+    assert_eq!(daemon.partition_count(), 0, "what is held is not read as well");
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(scene.number("SELECT sum(next_offset) FROM audit_events.consumer_offsets"), 20);
     scene.verify();

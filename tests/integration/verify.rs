@@ -151,6 +151,24 @@ fn a_sample_compares_less_and_what_kafka_has_deleted_is_not_missed() {
 }
 
 #[test]
+fn what_could_not_be_compared_is_not_called_right() {
+    let scene = stored("silence", 600);
+    let output = scene.command_with(&["verify", "--json"], &[("KAFKA_BROKERS", "127.0.0.1:1")]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{report:#}");
+    assert_eq!((&report["ok"], &report["kafka"]["reachable"]), (&Value::Null, &Value::Bool(false)));
+    assert_eq!(report["not_compared"].as_array().unwrap().len(), 1, "{report:#}");
+    let (exit, report) = verify(&scene, &["--no-kafka"]);
+    assert_eq!((exit, &report["ok"]), (Some(0), &Value::Bool(true)), "it was not to be compared: {report:#}");
+
+    // Kafka answers: it has nothing of that topic any more.
+    scene.delete_topic();
+    let (exit, report) = verify(&scene, &[]);
+    assert_eq!((exit, &report["ok"]), (Some(0), &Value::Bool(true)), "{report:#}");
+    assert_eq!(report["partitions"][0]["kafka_note"], "there is no such topic", "{report:#}");
+}
+
+#[test]
 fn beside_a_daemon_that_stores_nothing_differs() {
     let scene = Scene::new("besides", 3);
     let mut daemon = scene.daemon();

@@ -1,5 +1,5 @@
-//! The protocol of DESIGN as state machines, explored whole: `docs/RELIABILITY.md` tells what is modelled and what is
-//! not. `TEST_SCALE=full` explores some twenty million states, a few minutes; otherwise the bounds are small.
+//! The protocol of ARCHITECTURE.md as state machines, explored whole: `docs/RELIABILITY.md` tells what is modelled and
+//! what is not. `TEST_SCALE=full` explores some twenty million states, a few minutes; otherwise the bounds are small.
 #![expect(
     clippy::expect_used,
     clippy::indexing_slicing,

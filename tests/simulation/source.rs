@@ -52,7 +52,6 @@ impl Source for SimSource {
             slots: BTreeMap::new(),
             held: BTreeMap::new(),
             looked_at: Instant::now(),
-            is_told_unreachable: false,
         };
         lock(&self.world.kafka).join(self.process.index, Instant::now());
         self.world.rebalance();
@@ -108,7 +107,6 @@ struct Poller {
     slots: BTreeMap<usize, Slot>,
     held: BTreeMap<usize, Instant>,
     looked_at: Instant,
-    is_told_unreachable: bool,
 }
 
 /// The loop is gone.
@@ -153,9 +151,6 @@ impl Poller {
         if self.is_reachable() {
             self.give_back().await?;
             self.take().await?;
-        } else if !self.is_told_unreachable {
-            self.is_told_unreachable = true;
-            self.tell(SourceEvent::Reachable(false));
         }
         self.offer().await?;
         self.deliver();
@@ -369,16 +364,13 @@ impl Poller {
 
     fn look(&mut self) {
         self.looked_at = Instant::now();
-        if !self.is_reachable() {
-            return;
-        }
-        self.is_told_unreachable = false;
+        let is_connected = self.is_reachable();
         let kafka = lock(&self.world.kafka);
-        let ends = self.slots.iter().map(|(partition, slot)| {
+        let ends = self.slots.iter().filter(|_| is_connected).map(|(partition, slot)| {
             let log = &kafka.logs[*partition];
             (slot.assignment, Some(at(log.low)), at(log.end()))
         });
-        let event = SourceEvent::Looked { ends: ends.collect(), paused_count: 0 };
+        let event = SourceEvent::Looked { ends: ends.collect(), paused_count: 0, is_connected };
         drop(kafka);
         self.tell(event);
     }

@@ -133,6 +133,15 @@ impl Letters {
         self.topics.push(topic);
     }
 
+    /// Why topics were not compared.
+    pub(super) fn notes(&self) -> impl Iterator<Item = String> {
+        let note = |topic: &TopicLetters| {
+            let note = topic.note.as_ref()?;
+            Some(format!("{}{TOPIC_SUFFIX}: {note}", topic.source_topic))
+        };
+        self.topics.iter().filter_map(note)
+    }
+
     pub(super) fn to_json(&self) -> Value {
         let topics = self.topics.iter().map(|topic| {
             json!({

@@ -67,7 +67,7 @@ pub(super) struct Records {
     span: u64,
     is_sample: bool,
     /// Why not all were compared.
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
     wrong: BTreeMap<(StreamPartition, FindingCode), Wrong>,
 }
 

@@ -57,7 +57,7 @@ impl Report {
             KafkaAnswer::Watermarks(_) => (Some(true), None),
         };
         json!({
-            "ok": self.is_ok(),
+            "ok": self.verdict(), "not_compared": self.not_compared(),
             "totals": {
                 "positions": totals.positions, "produced": totals.produced, "events": totals.stored.events,
                 "duplicates": totals.stored.duplicates, "dead_letters": totals.stored.dead_letters,
@@ -151,7 +151,15 @@ impl Report {
         }
         writeln!(out)?;
         if self.findings.is_empty() {
-            writeln!(out, "the account holds")?;
+            let not_compared = self.not_compared();
+            if not_compared.is_empty() {
+                writeln!(out, "the account holds")?;
+                return Ok(());
+            }
+            writeln!(out, "the account holds as far as it was compared; this was not:")?;
+            for what in not_compared {
+                writeln!(out, "  {what}")?;
+            }
             return Ok(());
         }
         writeln!(out, "the account does not hold: {} findings", self.findings.len())?;

@@ -42,7 +42,9 @@ impl SpoolView {
         account: &Account,
         store: &StoreSettings,
     ) -> Result<Self, StoreError> {
-        let Some(dir) = dir.filter(|dir| dir.try_exists().unwrap_or(false)) else {
+        let is_there =
+            |dir: &&Path| dir.try_exists().unwrap_or(false) && Inspection::new(dir, LocalDisk).is_spool();
+        let Some(dir) = dir.filter(is_there) else {
             return Ok(Self::default());
         };
         let mut view = Self { dir: Some(dir.to_owned()), ..Self::default() };
@@ -94,6 +96,12 @@ impl SpoolView {
             }
         }
         Ok(view)
+    }
+
+    /// Why it was not compared.
+    pub(super) fn note(&self) -> Option<String> {
+        let (dir, note) = (self.dir.as_ref()?, self.note.as_ref()?);
+        Some(format!("the spool in {}: {note}", dir.display()))
     }
 
     /// What is to be said of it, a line each.
