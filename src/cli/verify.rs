@@ -57,8 +57,9 @@ type Watermarks = Result<(Offset, Offset), Unseen>;
 #[derive(Debug)]
 pub(super) struct Unseen {
     why: String,
-    /// Kafka has said that it has nothing more of the stream: there is nothing to compare.
-    is_gone: bool,
+    /// The cluster that has said that it has nothing of the stream: if it is the stream's own, there is nothing to
+    /// compare.
+    gone_from: Option<String>,
 }
 
 /// What Kafka said.
@@ -76,6 +77,8 @@ enum KafkaAnswer {
 #[derive(Debug)]
 struct Report {
     account: Account,
+    /// The id of each stream's cluster.
+    clusters: HashMap<StreamId, String>,
     kafka: KafkaAnswer,
     records: Records,
     letters: Letters,
@@ -154,36 +157,37 @@ async fn report(
     progress: &ProgressBar,
 ) -> anyhow::Result<Result<Report, StoreError>> {
     let scope = AccountScope { group: args.group.clone(), topic: args.topic.clone() };
-    let account = match read_account(store, &scope).await {
-        Ok(account) => account,
+    let (account, clusters) = match read_account(store, &scope).await {
+        Ok(read) => read,
         Err(error) => return Ok(Err(error)),
     };
     // After the snapshot, so that Kafka's ends can only be further on than the positions, and outside of the
     // transaction, so that a silent broker holds nothing up in the database.
-    let kafka = if args.no_kafka {
+    let sources = sources_of(&account);
+    let kafka = if args.no_kafka || sources.is_empty() {
         KafkaAnswer::NotAsked
     } else {
-        let (properties, sources) = (edges.kafka_properties.clone(), sources_of(&account));
+        let properties = edges.kafka_properties.clone();
         tokio::task::spawn_blocking(move || ask_kafka(&properties, &sources)).await?
     };
     let records = match compare_records(args, store, edges, (&account, &kafka), progress).await? {
         Ok(records) => records,
         Err(error) => return Ok(Err(error)),
     };
-    let letters = if args.no_kafka || matches!(kafka, KafkaAnswer::Silent(_)) {
-        Letters::default()
-    } else {
+    let letters = if matches!(kafka, KafkaAnswer::Watermarks(_)) {
         let outlet = OutletSettings::new(edges.kafka_properties.clone(), &store.group);
         match Letters::compare(&account, store, &outlet).await? {
             Ok(letters) => letters,
             Err(error) => return Ok(Err(error)),
         }
+    } else {
+        Letters::default()
     };
     let spool = match SpoolView::compare(edges.spool_dir, &account, store).await {
         Ok(spool) => spool,
         Err(error) => return Ok(Err(error)),
     };
-    let mut report = Report::new(account, kafka, (records, letters, spool));
+    let mut report = Report::new((account, clusters), kafka, (records, letters, spool));
     // Day files are of all groups and topics.
     if args.group.is_none() && args.topic.is_none() {
         match Projections::compare(store, edges.log_dir).await {
@@ -250,11 +254,17 @@ async fn compare_records(
     Records::compare(stored.collect(), how, progress).await
 }
 
-async fn read_account(store: &StoreSettings, scope: &AccountScope) -> Result<Account, StoreError> {
+/// The account, and the id of each stream's cluster.
+async fn read_account(
+    store: &StoreSettings,
+    scope: &AccountScope,
+) -> Result<(Account, HashMap<StreamId, String>), StoreError> {
     let mut session = store.connect(SessionPurpose::Operator).await?;
     let account = session.account(scope).await?;
+    let streams = session.streams().await?;
     session.close().await;
-    Ok(account)
+    let clusters = streams.into_iter().map(|stream| (stream.stream, stream.cluster_id));
+    Ok((account, clusters.collect()))
 }
 
 async fn read_positions(store: &StoreSettings) -> Result<HashMap<StreamPartition, Offset>, StoreError> {
@@ -299,17 +309,18 @@ pub(super) fn watermarks(
         let partitions: Vec<Partition> = partitions.into_iter().collect();
         let described = lookup.describe_partitions(topic, &partitions);
         let is_missing = described.values().any(Result::is_err) && lookup.is_missing(topic);
+        let gone_from = lookup.cluster_id().filter(|_| is_missing).map(str::to_owned);
         for key in keys {
             let answer = match described.get(&key.partition) {
                 Some(Ok(found)) if StreamId::of(&found.cluster_id, topic, found.topic_id) == key.stream => {
                     Ok((found.low, found.high))
                 }
-                Some(Ok(_)) => {
+                Some(Ok(found)) => {
                     let why = "kafka has another topic under this name; see `offsets adopt`".to_owned();
-                    Err(Unseen { why, is_gone: true })
+                    Err(Unseen { why, gone_from: Some(found.cluster_id.to_string()) })
                 }
-                Some(Err(why)) => Err(Unseen { why: why.clone(), is_gone: is_missing }),
-                None => Err(Unseen { why: "kafka said nothing of it".to_owned(), is_gone: false }),
+                Some(Err(why)) => Err(Unseen { why: why.clone(), gone_from: gone_from.clone() }),
+                None => Err(Unseen { why: "kafka said nothing of it".to_owned(), gone_from: None }),
             };
             answers.insert(*key, answer);
         }
@@ -319,12 +330,13 @@ pub(super) fn watermarks(
 
 impl Report {
     fn new(
-        account: Account,
+        (account, clusters): (Account, HashMap<StreamId, String>),
         kafka: KafkaAnswer,
         (records, letters, spool): (Records, Letters, SpoolView),
     ) -> Self {
         let projections = Projections::default();
-        let mut report = Self { account, kafka, records, letters, spool, projections, findings: Vec::new() };
+        let findings = Vec::new();
+        let mut report = Self { account, clusters, kafka, records, letters, spool, projections, findings };
         let mut findings = Vec::new();
         for (index, partition) in report.account.partitions.iter().enumerate() {
             findings.extend(partition.findings().into_iter().map(|finding| (index, finding)));
@@ -357,11 +369,14 @@ impl Report {
         };
         let unseen = self.account.partitions.iter().filter_map(|partition| {
             let KafkaAnswer::Watermarks(answers) = &self.kafka else { return None };
-            let unseen = answers.get(&partition.key)?.as_ref().err().filter(|unseen| !unseen.is_gone)?;
-            Some(format!("{}/{}: {}", partition.topic, partition.key.partition, unseen.why))
+            let unseen = answers.get(&partition.key)?.as_ref().err()?;
+            let own = self.clusters.get(&partition.key.stream);
+            let is_gone = unseen.gone_from.is_some() && unseen.gone_from.as_ref() == own;
+            let why = || format!("{}/{}: {}", partition.topic, partition.key.partition, unseen.why);
+            (!is_gone).then(why)
         });
         let noted = self.records.notes.iter().cloned().chain(self.letters.notes()).chain(self.spool.note());
-        silence.into_iter().chain(unseen).chain(noted).collect()
+        silence.into_iter().chain(unseen).chain(noted).chain(self.projections.not_compared()).collect()
     }
 
     /// Takes back that records were deleted unread where the position has moved since.

@@ -5,6 +5,7 @@
 //! way to the process but PostgreSQL. Until it is recorded it stays open.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -15,6 +16,9 @@ use crate::observe::board::HoldCode;
 use crate::source::Offer;
 use crate::spool::disk::Disk;
 use crate::store::{SessionPurpose, Store, StoreError, StoreSession};
+
+/// How long after a question without an answer the next one is asked.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// A breaker that is open.
 #[derive(Debug)]
@@ -54,6 +58,10 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
     /// Whether the partition must go on waiting for an operator.
     pub(super) async fn is_breaker_open(&mut self, offer: &Offer) -> bool {
         let Some(breaker) = self.breakers.get(&offer.source) else { return false };
+        // The poll thread waits: one question without an answer stands for those of all partitions.
+        if self.clock.monotonic() < self.ask_breakers_at {
+            return true;
+        }
         let (key, opening, reason) = (breaker.key, breaker.opening, breaker.reason.clone());
         let is_recorded = breaker.is_recorded;
         let store = self.settings.store.clone();
@@ -91,6 +99,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             }
             Err(error) => {
                 tracing::warn!(%error, partition = %offer.source, "the breaker can't be looked up now");
+                self.ask_breakers_at = self.clock.monotonic() + ASK_AGAIN_AFTER;
                 true
             }
         }

@@ -98,7 +98,8 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         let unread =
             self.owned_where(|owned| owned.mode != Mode::Draining && offered.contains(&owned.source));
         if !unread.is_empty() {
-            self.end(&unread, REVOKE_PATIENCE).await;
+            let ended = self.end(&unread, REVOKE_PATIENCE).await;
+            self.keep_positions(&ended);
         }
     }
 

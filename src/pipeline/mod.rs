@@ -166,6 +166,8 @@ pub struct Pipeline<S: Store = StoreSettings, D: Disk = LocalDisk> {
     next_assignment: u64,
     claim_not_before: HashMap<Arc<TopicPartition>, Instant>,
     breakers: HashMap<Arc<TopicPartition>, OpenBreaker>,
+    /// When PostgreSQL may be asked about them again.
+    ask_breakers_at: Instant,
     /// The spool; without one records wait in Kafka.
     outage: Option<Outage<D>>,
     mirrored: BTreeMap<AssignmentId, Offset>,
@@ -242,6 +244,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             next_assignment: 1,
             claim_not_before: HashMap::new(),
             breakers: HashMap::new(),
+            ask_breakers_at: partitions_at,
             outage: None,
             mirrored: BTreeMap::new(),
             forecasts: Forecasts::default(),

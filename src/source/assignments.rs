@@ -118,7 +118,8 @@ impl Assignments {
         if due.is_empty() {
             return granted;
         }
-        let sources: Vec<Arc<TopicPartition>> = due.iter().map(|held| Arc::clone(&held.source)).collect();
+        let asked = due.iter().filter(|held| held.trouble.is_none());
+        let sources: Vec<Arc<TopicPartition>> = asked.map(|held| Arc::clone(&held.source)).collect();
         let mut descriptions = self.describer.describe(consumer, &sources);
         if self.wants_mirror.load(Ordering::Relaxed) {
             Describer::add_mirrors(consumer, &mut descriptions);

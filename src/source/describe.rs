@@ -29,6 +29,11 @@ impl Describer {
         Self { cluster_id: None, reset }
     }
 
+    /// The cluster's id, when it was told.
+    pub(super) fn cluster_id(&self) -> Option<&str> {
+        self.cluster_id.as_deref()
+    }
+
     /// Describes `sources`; after the first question without an answer the rest is not asked.
     pub(super) fn describe<C: ConsumerContext>(
         &mut self,

@@ -128,6 +128,12 @@ impl Lookup {
         described.into_iter().map(|(source, description)| (source.partition, description)).collect()
     }
 
+    /// The cluster's id, once something was described.
+    #[must_use]
+    pub fn cluster_id(&self) -> Option<&str> {
+        self.describer.cluster_id()
+    }
+
     /// Whether Kafka says that there is no such topic; `false` when it does not tell. Blocks for 5 s at most.
     #[must_use]
     pub fn is_missing(&self, topic: &str) -> bool {

@@ -166,6 +166,11 @@ fn what_could_not_be_compared_is_not_called_right() {
     let (exit, report) = verify(&scene, &[]);
     assert_eq!((exit, &report["ok"]), (Some(0), &Value::Bool(true)), "{report:#}");
     assert_eq!(report["partitions"][0]["kafka_note"], "there is no such topic", "{report:#}");
+    // That another cluster has nothing of it says nothing.
+    scene.sql(&format!("{BY_HAND} UPDATE audit_events.streams SET cluster_id = 'another'"));
+    let (exit, report) = verify(&scene, &[]);
+    assert_eq!((exit, &report["ok"]), (Some(3), &Value::Null), "{report:#}");
+    assert_eq!(report["not_compared"].as_array().unwrap().len(), 3, "{report:#}");
 }
 
 #[test]

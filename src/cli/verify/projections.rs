@@ -38,6 +38,8 @@ pub(super) struct Projections {
     files: Vec<ComparedFile>,
     /// Why no file was compared.
     note: Option<String>,
+    /// Whether files may be there, and could not be looked at.
+    is_unread: bool,
     differences: Vec<Difference>,
 }
 
@@ -64,7 +66,10 @@ impl Projections {
                 }
             }
             Ok(None) => projections.note = Some(format!("{} has no INSTANCE", log_dir.display())),
-            Err(error) => projections.note = Some(format!("{}: {error}", log_dir.display())),
+            Err(error) => {
+                projections.note = Some(format!("{}: {error}", log_dir.display()));
+                projections.is_unread = true;
+            }
         }
         session.close().await;
         Ok(projections)
@@ -89,6 +94,11 @@ impl Projections {
 
     pub(super) fn is_ok(&self) -> bool {
         self.differences.is_empty()
+    }
+
+    /// What was to be compared and could not be, and why.
+    pub(super) fn not_compared(&self) -> Option<String> {
+        self.note.as_ref().filter(|_| self.is_unread).map(|note| format!("day files: {note}"))
     }
 
     fn compare_counts(&mut self) {

@@ -43,7 +43,7 @@ impl SpoolView {
         store: &StoreSettings,
     ) -> Result<Self, StoreError> {
         let is_there =
-            |dir: &&Path| dir.try_exists().unwrap_or(false) && Inspection::new(dir, LocalDisk).is_spool();
+            |dir: &&Path| dir.try_exists().unwrap_or(true) && Inspection::new(dir, LocalDisk).is_spool();
         let Some(dir) = dir.filter(is_there) else {
             return Ok(Self::default());
         };

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::UNREADABLE_HOLD;
 use crate::failpoint;
 use crate::model::position::{Offset, OffsetRange, StreamPartition};
+use crate::model::spool::mode::Mode;
 use crate::model::spool::ranges;
 use crate::observe::board::OwnedPartition;
 use crate::pipeline::spooler::{SharedSpool, with_spool};
@@ -59,6 +60,14 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             ended.iter().for_each(|owned| {
                 outage.last_known.remove(&owned.key);
             });
+        }
+    }
+
+    /// Keeps the positions of what ended here and stays ours, should PostgreSQL be away before they are claimed again.
+    pub(in crate::pipeline) fn keep_positions(&mut self, ended: &[OwnedPartition]) {
+        if let Some(outage) = &mut self.outage {
+            let stored = ended.iter().filter(|owned| owned.mode != Mode::Spooling);
+            outage.last_known.extend(stored.map(|owned| (owned.key, owned.position)));
         }
     }
 
