@@ -163,11 +163,10 @@ async fn report(
     };
     // After the snapshot, so that Kafka's ends can only be further on than the positions, and outside of the
     // transaction, so that a silent broker holds nothing up in the database.
-    let sources = sources_of(&account);
-    let kafka = if args.no_kafka || sources.is_empty() {
+    let kafka = if args.no_kafka {
         KafkaAnswer::NotAsked
     } else {
-        let properties = edges.kafka_properties.clone();
+        let (properties, sources) = (edges.kafka_properties.clone(), sources_of(&account));
         tokio::task::spawn_blocking(move || ask_kafka(&properties, &sources)).await?
     };
     let records = match compare_records(args, store, edges, (&account, &kafka), progress).await? {
@@ -364,8 +363,10 @@ impl Report {
     /// What was to be compared and could not be, and why.
     fn not_compared(&self) -> Vec<String> {
         let silence = match &self.kafka {
-            KafkaAnswer::Silent(reason) => Some(format!("positions, records and dead letters: {reason}")),
-            KafkaAnswer::NotAsked | KafkaAnswer::Watermarks(_) => None,
+            KafkaAnswer::Silent(reason) if !sources_of(&self.account).is_empty() => {
+                Some(format!("positions, records and dead letters: {reason}"))
+            }
+            KafkaAnswer::Silent(_) | KafkaAnswer::NotAsked | KafkaAnswer::Watermarks(_) => None,
         };
         let unseen = self.account.partitions.iter().filter_map(|partition| {
             let KafkaAnswer::Watermarks(answers) = &self.kafka else { return None };
