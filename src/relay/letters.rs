@@ -83,12 +83,15 @@ pub(super) struct Letters {
 }
 
 impl Letters {
-    /// Connects to nothing yet.
+    /// Connects to nothing yet, and blocks all the same: librdkafka waits for the threads of a new client, for up to a
+    /// minute.
     pub(super) fn new(
         settings: &OutletSettings,
         format: LetterFormat,
         refused: Refusals,
+        progress: Progress,
     ) -> Result<Self, OutletError> {
+        progress.begin("make the clients");
         Ok(Self {
             settings: settings.clone(),
             format,
@@ -97,7 +100,7 @@ impl Letters {
             routes: BTreeMap::new(),
             refused,
             charge: None,
-            progress: Progress::default(),
+            progress,
         })
     }
 

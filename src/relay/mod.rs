@@ -358,14 +358,18 @@ impl Relay {
         &mut self,
         work: impl FnOnce(&mut Letters) -> Result<T, OutletError> + Send + 'static,
     ) -> Result<T, RelayError> {
-        let mut letters = match self.letters.take() {
-            Some(letters) => letters,
-            None => Letters::new(&self.settings.outlet, self.settings.format, self.refused.clone())?,
-        };
-        let progress = letters.progress();
+        let kept = self.letters.take();
+        let progress = kept.as_ref().map_or_else(Progress::default, Letters::progress);
+        let (outlet, format) = (self.settings.outlet.clone(), self.settings.format);
+        let (refused, theirs) = (self.refused.clone(), progress.clone());
         let mut task = tokio::task::spawn_blocking(move || {
+            let made = kept.map_or_else(|| Letters::new(&outlet, format, refused, theirs), Ok);
+            let mut letters = match made {
+                Ok(letters) => letters,
+                Err(error) => return (None, Err(error)),
+            };
             let outcome = work(&mut letters);
-            (letters, outcome)
+            (Some(letters), outcome)
         });
         let (mut step, mut since) = (progress.step(), self.clock.monotonic());
         let (letters, outcome) = loop {
@@ -376,12 +380,14 @@ impl Relay {
         };
         match outcome {
             Ok(done) => {
-                self.letters = Some(letters);
+                self.letters = letters;
                 Ok(done)
             }
             // Nothing else of it is the truth, and new clients may do better.
             Err(error) => {
-                self.refused = letters.into_refusals();
+                if let Some(letters) = letters {
+                    self.refused = letters.into_refusals();
+                }
                 Err(error.into())
             }
         }
