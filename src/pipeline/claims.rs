@@ -24,14 +24,39 @@ use crate::store::{
 
 /// How long a position must have been beyond the end before that is taken for final.
 const BEYOND_END_CONFIRMED_AFTER: Duration = Duration::from_secs(10);
+/// How long what was read before the poll thread ended an assignment may take while PostgreSQL answers.
+const OUTSTANDING_PATIENCE: Duration = Duration::from_secs(60);
 
 impl<S: Store, D: Disk> Pipeline<S, D> {
-    /// Claims what is offered; one placement for each offer, in order.
+    /// Places what is offered; one placement for each offer, in order.
     pub(super) async fn place(&mut self, offers: Vec<Offer>) -> Vec<Placement> {
-        self.end_unread(&offers).await;
-        if self.is_spooling() {
-            return self.place_in_spool(&offers).await;
-        }
+        let is_due: Vec<bool> = offers.iter().map(|offer| !self.is_outstanding(offer)).collect();
+        let due: Vec<Offer> =
+            offers.into_iter().zip(&is_due).filter_map(|(offer, is_due)| is_due.then_some(offer)).collect();
+        self.end_unread(&due).await;
+        let placed = if self.is_spooling() {
+            self.place_in_spool(&due).await
+        } else {
+            self.place_in_lanes(&due).await
+        };
+        let mut placed = placed.into_iter();
+        let placements = is_due.into_iter().map(|is_due| if is_due { placed.next() } else { None });
+        placements.map(|placement| placement.unwrap_or(Placement::Hold)).collect()
+    }
+
+    /// Whether records of an assignment that the poll thread has ended are still on their way to PostgreSQL, or to the
+    /// spool: Kafka may not have them a second time. While PostgreSQL is away nothing could be claimed anyway.
+    fn is_outstanding(&self, offer: &Offer) -> bool {
+        let Some(handed_on) = offer.handed_on else { return false };
+        let board = self.board.lock();
+        let Some(owned) = board.owned.get(&handed_on.assignment) else { return false };
+        let is_kept = owned.spooled_to.unwrap_or(owned.position) >= handed_on.to;
+        let waited = self.clock.monotonic().saturating_duration_since(handed_on.ended_at);
+        !is_kept && (board.database != DatabaseState::Up || waited < OUTSTANDING_PATIENCE)
+    }
+
+    /// Claims what is offered.
+    async fn place_in_lanes(&mut self, offers: &[Offer]) -> Vec<Placement> {
         self.refresh_held().await;
         // Before anything is claimed, so that nobody declares a gap over it.
         self.publish_ranges(Telling::More).await;
@@ -111,8 +136,6 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
     }
 
     pub(super) fn request(&self, offer: &Offer, now: Instant) -> Result<ClaimRequest, (HoldCode, String)> {
-        let description =
-            offer.description.as_ref().map_err(|why| (HoldCode::KafkaUnavailable, why.clone()))?;
         // These do not go away by themselves: what was lost or broken must be looked at first. (An end that was
         // told before another owner's last commit is behind the position for a moment only.)
         let stays = |hold: &&Hold| match hold.code {
@@ -125,6 +148,8 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         if let Some(hold) = self.board.lock().held.get(&offer.source).filter(stays) {
             return Err((hold.code, hold.detail.clone()));
         }
+        let description =
+            offer.description.as_ref().map_err(|why| (HoldCode::KafkaUnavailable, why.clone()))?;
         if self.claim_not_before.get(&offer.source).is_some_and(|at| *at > now) {
             return Err((
                 HoldCode::ClaimedElsewhere,
@@ -343,11 +368,15 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         None
     }
 
-    /// Notes why a partition is not read; says so once.
+    /// Notes why a partition is not read; says so once. What waits for an operator goes on waiting while Kafka is away.
     pub(super) fn hold(&self, source: &Arc<TopicPartition>, code: HoldCode, detail: String) {
         self.metrics.claimed(code.as_str());
         let mut board = self.board.lock();
-        let known = board.held.get(source).filter(|hold| hold.code == code);
+        let known = board.held.get(source);
+        if code == HoldCode::KafkaUnavailable && known.is_some_and(|hold| hold.code.needs_operator()) {
+            return;
+        }
+        let known = known.filter(|hold| hold.code == code);
         let since = known.map_or_else(|| self.clock.monotonic(), |hold| hold.since);
         if known.is_none() {
             if code.needs_operator() {

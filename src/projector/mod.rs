@@ -37,9 +37,11 @@
 //! - A failover loses confirmations: the intent is open again, all of it is found in place. It loses intents: the cursors
 //!   are back with them, and our next intent is refused (the number differs), so we read everything anew. The file is
 //!   longer than recorded then; the rows come again in most cases, and lines that are the same stay where they are. What
-//!   is still beyond the recorded length when all is caught up for [`TAIL_PATIENCE`] is orphaned. It loses commits: their
-//!   intents came after them, and are lost too. A reader saw lines then that PostgreSQL has lost, and may see a file that
-//!   became shorter; only synchronous replication prevents that.
+//!   is still beyond the recorded length [`TAIL_PATIENCE`] after that was found is orphaned, at the end of a round that
+//!   leaves nothing to write: one that found nothing, or, under steady traffic, one while Kafka has no backlog, as the
+//!   rows of the tail may be in that. It loses commits: their intents came after them, and are lost too. A reader saw
+//!   lines then that PostgreSQL has lost, and may see a file that became shorter; only synchronous replication prevents
+//!   that.
 //! - The instance's directory is copied, and two processes run on the copies: the one that begins later takes over the
 //!   row, the other finds another `run_id` and stops writing, with an error. (After a failover the row may name *our*
 //!   predecessor: that is no other process.)
@@ -95,7 +97,7 @@ const LEFT_MARGIN: Duration = Duration::from_secs(15);
 /// After another instance took what was left behind, so long at least, and up to twice as long, only what is our own is
 /// looked for: whoever came first goes on with it.
 const OUTRUN_WAIT: Duration = Duration::from_secs(3);
-/// How long bytes beyond a file's recorded length are left alone while there is nothing to do.
+/// How long bytes beyond a file's recorded length are left alone; then they go when all is written.
 const TAIL_PATIENCE: Duration = Duration::from_secs(60);
 /// A file that got its last line longer ago is not missed when it is gone: somebody put it away.
 const FILE_AGE_MAX: Duration = Duration::from_secs(7 * 86_400);

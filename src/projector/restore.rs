@@ -109,7 +109,8 @@ impl SinkWriter {
         Ok(())
     }
 
-    /// Orphans what still stands beyond the recorded length of files some time after all is caught up.
+    /// Orphans what still stands beyond the recorded length of a file some time after it was found, one file a call.
+    /// For when all that was looked for is written; asks the disk only when there is such a file.
     pub(super) async fn orphan_tails(&mut self) -> Result<(), Fault> {
         let now = self.clock.monotonic();
         let Some(known) = &mut self.known else { return Ok(()) };

@@ -92,6 +92,7 @@ impl Letters {
         progress: Progress,
     ) -> Result<Self, OutletError> {
         progress.begin("make the clients");
+        failpoint::at("relay_in_clients");
         Ok(Self {
             settings: settings.clone(),
             format,

@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::context::Context;
 use super::describe::Describer;
 use super::slots::Slot;
-use super::{OFFER_INTERVAL, Offer, Placement, SourceEvent, SourceSettings};
-use crate::model::position::{Partition, TopicPartition};
+use super::{HandedOn, OFFER_INTERVAL, Offer, Placement, SourceEvent, SourceSettings};
+use crate::model::position::{Offset, Partition, TopicPartition};
 use crate::model::record::{AssignmentId, Chunk};
 use crate::observe::Clock;
 
@@ -34,11 +34,19 @@ struct Held {
     offer_at: Instant,
     /// Why it is held, when the source itself knows, and until when.
     trouble: Option<(String, Instant)>,
+    /// What was read of it before it was held.
+    handed_on: Option<HandedOn>,
 }
 
 impl Held {
     const fn new(source: Arc<TopicPartition>, offer_at: Instant) -> Self {
-        Self { source, offer_at, trouble: None }
+        Self { source, offer_at, trouble: None, handed_on: None }
+    }
+
+    /// What `slot` read, whose last chunk has left.
+    fn after(slot: Slot, now: Instant) -> Self {
+        let handed_on = HandedOn { assignment: slot.assignment, to: slot.handed_to, ended_at: now };
+        Self { handed_on: Some(handed_on), ..Self::new(slot.source, now) }
     }
 }
 
@@ -46,13 +54,16 @@ impl Held {
 #[derive(Debug)]
 pub(super) struct Assignments {
     pub(super) slots: Vec<Slot>,
+    /// Those that are read no more, and whose last chunks are on their way through the gate.
+    ending: Vec<Slot>,
     /// Chunks on their way to the gate.
     pub(super) closed: Vec<Chunk>,
     /// Counts the changes of `slots`.
     pub(super) generation: u64,
     held: Vec<Held>,
     slot_by_topic: HashMap<(usize, i32), usize>,
-    reread_counts: HashMap<Arc<TopicPartition>, u8>,
+    /// How often a gap was read again, and where it begins.
+    rereads: HashMap<Arc<TopicPartition>, (Offset, u8)>,
     describer: Describer,
     wants_mirror: Arc<AtomicBool>,
     events: mpsc::Sender<SourceEvent>,
@@ -63,11 +74,12 @@ impl Assignments {
     pub(super) fn new(settings: &SourceSettings, events: mpsc::Sender<SourceEvent>, clock: Clock) -> Self {
         Self {
             slots: Vec::new(),
+            ending: Vec::new(),
             closed: Vec::new(),
             generation: 0,
             held: Vec::new(),
             slot_by_topic: HashMap::new(),
-            reread_counts: HashMap::new(),
+            rereads: HashMap::new(),
             describer: Describer::new(settings.reset),
             wants_mirror: Arc::clone(&settings.wants_mirror),
             events,
@@ -132,6 +144,7 @@ impl Assignments {
                     Some((trouble, _)) => Err(trouble.clone()),
                     None => descriptions.remove(&held.source).unwrap_or_else(|| Err("not described".into())),
                 },
+                handed_on: held.handed_on,
             })
             .collect();
         let (reply, answer) = oneshot::channel();
@@ -152,12 +165,12 @@ impl Assignments {
         now: Instant,
         granted: &mut TopicPartitionList,
     ) {
-        let Offer { source, description } = offer;
+        let Offer { source, description, handed_on } = offer;
         let (Placement::Start { assignment, lane_index, position }, Ok(description)) =
             (placement, description)
         else {
             let trouble = held.trouble.filter(|(_, until)| now < *until);
-            self.held.push(Held { source, offer_at: now + OFFER_INTERVAL, trouble });
+            self.held.push(Held { source, offer_at: now + OFFER_INTERVAL, trouble, handed_on });
             return;
         };
         let offset = KafkaOffset::Offset(position.as_i64());
@@ -187,6 +200,8 @@ impl Assignments {
     ) {
         let partitions = sources(list);
         self.held.retain(|held| !partitions.contains(&held.source));
+        self.ending.retain(|slot| !partitions.contains(&slot.source));
+        self.rereads.retain(|source, _| !partitions.contains(source));
         let (gone, kept): (Vec<Slot>, Vec<Slot>) =
             std::mem::take(&mut self.slots).into_iter().partition(|slot| partitions.contains(&slot.source));
         self.slots = kept;
@@ -200,44 +215,64 @@ impl Assignments {
         incremental(consumer.incremental_unassign(&list_of(&gone)), "unassign");
     }
 
-    /// Stops reading under `assignment` and offers its partition again at once. An assignment that ended
-    /// already is none.
+    /// Stops reading under `assignment` and offers its partition again at once; what waits at the gate is dropped. An
+    /// assignment that ended already is none.
     pub(super) fn drop_assignment(&mut self, consumer: &BaseConsumer<Context>, assignment: AssignmentId) {
-        let Some(index) = self.slots.iter().position(|slot| slot.assignment == assignment) else { return };
-        let slot = self.slots.swap_remove(index);
-        self.slots_changed();
-        incremental(consumer.incremental_unassign(&list_of(std::slice::from_ref(&slot))), "unassign");
-        let offer_at = self.clock.monotonic();
-        self.held.push(Held::new(slot.source, offer_at));
+        self.finish_assignment(consumer, assignment);
+        let Some(index) = self.ending.iter().position(|slot| slot.assignment == assignment) else { return };
+        let slot = self.ending.swap_remove(index);
+        self.closed.retain(|chunk| chunk.assignment != assignment);
+        self.held.push(Held::after(slot, self.clock.monotonic()));
     }
 
-    /// A gap followed an error in this assignment: read again from the position, or, when that was tried
-    /// often, hold the partition for a while and say why.
+    /// Stops reading under `assignment`, and offers its partition again when what was read of it has passed the gate.
+    pub(super) fn finish_assignment(&mut self, consumer: &BaseConsumer<Context>, assignment: AssignmentId) {
+        let Some(index) = self.slots.iter().position(|slot| slot.assignment == assignment) else { return };
+        let mut slot = self.slots.swap_remove(index);
+        self.slots_changed();
+        incremental(consumer.incremental_unassign(&list_of(std::slice::from_ref(&slot))), "unassign");
+        self.closed.extend(slot.take());
+        self.ending.push(slot);
+    }
+
+    /// Offers the partitions again of which nothing is on its way any more. One that was read again in vain waits for
+    /// its turn: others are to get on meanwhile.
+    pub(super) fn end_finished(&mut self, is_under_way: impl Fn(AssignmentId) -> bool) {
+        let (ending, ended): (Vec<Slot>, Vec<Slot>) =
+            std::mem::take(&mut self.ending).into_iter().partition(|slot| is_under_way(slot.assignment));
+        self.ending = ending;
+        let now = self.clock.monotonic();
+        for slot in ended {
+            let rereads = self.rereads.get(&slot.source).filter(|(gap_from, _)| *gap_from == slot.next);
+            let count = rereads.map_or(0, |(_, count)| *count);
+            let mut held = Held::after(slot, now);
+            if count > 1 {
+                held.offer_at = now + OFFER_INTERVAL;
+            }
+            if let Some((gap_from, _)) = rereads.filter(|_| count > REREAD_MAX_COUNT) {
+                held.trouble = Some((unreadable(*gap_from), now + UNREADABLE_HOLD));
+            }
+            self.held.push(held);
+        }
+    }
+
+    /// A gap followed an error in this assignment, or nothing at all: read again from the position, or, when that was
+    /// tried often, hold the partition for a while and say why.
     pub(super) fn reread(&mut self, consumer: &BaseConsumer<Context>, assignment: AssignmentId) {
         let Some(slot) = self.slots.iter().find(|slot| slot.assignment == assignment) else { return };
-        let source = Arc::clone(&slot.source);
-        let count = self.reread_counts.entry(Arc::clone(&source)).or_default();
-        *count += 1;
-        let is_unreadable = *count > REREAD_MAX_COUNT;
-        tracing::warn!(partition = %source, position = %slot.next, "records are missing after a consumer error; reading again");
-        self.drop_assignment(consumer, assignment);
-        if is_unreadable {
-            self.reread_counts.remove(&source);
-            if let Some(held) = self.held.iter_mut().find(|held| held.source == source) {
-                let why = "records behind the position can't be read from kafka".to_owned();
-                held.trouble = Some((why, self.clock.monotonic() + UNREADABLE_HOLD));
-            }
+        let (source, position) = (Arc::clone(&slot.source), slot.next);
+        tracing::warn!(partition = %source, %position, "records are missing after a consumer error; reading again");
+        let (gap_from, count) = self.rereads.entry(source).or_insert((position, 0));
+        if *gap_from != position {
+            (*gap_from, *count) = (position, 0);
         }
+        *count = count.saturating_add(1);
+        self.finish_assignment(consumer, assignment);
     }
 
     fn slots_changed(&mut self) {
         self.slot_by_topic.clear();
         self.generation += 1;
-    }
-
-    /// Records of `source` can be read: the next gap starts a new count.
-    pub(super) fn forget_rereads(&mut self, source: &Arc<TopicPartition>) {
-        self.reread_counts.remove(source);
     }
 
     /// Assigns what was granted, and resumes it: librdkafka keeps a pause over an assignment. What it refuses to
@@ -273,19 +308,32 @@ impl Assignments {
         self.slots.get_mut(index)
     }
 
-    /// The slot of `assignment`, while it lasts.
-    pub(super) fn slot(&self, assignment: AssignmentId) -> Option<&Slot> {
-        self.slots.iter().find(|slot| slot.assignment == assignment)
+    /// The slot of `assignment`, until its last chunk has passed the gate.
+    pub(super) fn slot_mut(&mut self, assignment: AssignmentId) -> Option<&mut Slot> {
+        self.slots.iter_mut().chain(&mut self.ending).find(|slot| slot.assignment == assignment)
     }
 
-    /// The topics that are read, each once.
+    /// The assignments whose chunks may wait at the gate, where `matches`.
+    pub(super) fn assignments_where(&self, matches: impl Fn(&Slot) -> bool) -> Vec<AssignmentId> {
+        let matching = self.slots.iter().chain(&self.ending).filter(|slot| matches(slot));
+        matching.map(|slot| slot.assignment).collect()
+    }
+
+    /// The topics whose chunks may wait at the gate, each once.
     pub(super) fn topics(&self) -> Vec<Arc<str>> {
-        let mut topics: Vec<Arc<str>> =
-            self.slots.iter().map(|slot| Arc::clone(&slot.source.topic)).collect();
+        let slots = self.slots.iter().chain(&self.ending);
+        let mut topics: Vec<Arc<str>> = slots.map(|slot| Arc::clone(&slot.source.topic)).collect();
         topics.sort_unstable();
         topics.dedup();
         topics
     }
+}
+
+fn unreadable(gap_from: Offset) -> String {
+    format!(
+        "the records behind position {gap_from} can't be read from kafka: they are damaged there; where no replica has them \
+         whole, `kafka-delete-records` up to behind them makes them a gap, which is held, and can be declared"
+    )
 }
 
 fn sources(list: &TopicPartitionList) -> Vec<Arc<TopicPartition>> {

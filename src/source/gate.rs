@@ -52,6 +52,11 @@ impl<T> Gate<T> {
         self.next_ticket += 1;
     }
 
+    /// Whether something waits of which `is_meant` holds.
+    pub(super) fn holds(&self, is_meant: impl Fn(&T) -> bool) -> bool {
+        self.waiting.iter().any(|(_, item)| is_meant(item))
+    }
+
     /// Drops what waits, where `keep` says no.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
         self.waiting.retain(|(_, item)| keep(item));

@@ -9,6 +9,8 @@
 //!   its own; it is described and offered again every [`OFFER_INTERVAL`].
 //! - Chunks cover a partition's offsets without a hole: each offset is a record or counted as absent. A gap
 //!   right after a consumer error is not taken for absent: the partition is read again.
+//! - What was read before an assignment is ended here (a gap after an error, a position that Kafka has no more) still
+//!   goes to its lane, and the next offer says how far: Kafka may not have it a second time.
 //! - A chunk leaves only after the topic's id was seen unchanged *after* the chunk was read (the gate). Ids
 //!   never come back, so its records are of the stream that was claimed, although librdkafka goes on silently
 //!   at the same offset when a topic is deleted and created again (`rdkafka_topic.c`, "an offset reset must
@@ -32,7 +34,7 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
@@ -140,6 +142,19 @@ pub struct Offer {
     pub source: Arc<TopicPartition>,
     /// What Kafka says of it, or why that can't be known now.
     pub description: Result<Description, String>,
+    /// What the poll thread handed on under an assignment that it has ended by itself.
+    pub handed_on: Option<HandedOn>,
+}
+
+/// How far a lane was given records under an assignment that the poll thread has ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HandedOn {
+    /// The assignment.
+    pub assignment: AssignmentId,
+    /// The position behind the last chunk.
+    pub to: Offset,
+    /// When the assignment was ended.
+    pub ended_at: Instant,
 }
 
 /// The pipeline's answer to an offer.

@@ -1,5 +1,7 @@
 //! The poll thread.
 
+mod troubles;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,6 +39,8 @@ const STALL_SLEEP: Duration = Duration::from_millis(1);
 const UNCONFIRMED_PATIENCE: Duration = Duration::from_secs(10);
 /// How soon a topic that is unknown to the brokers is complained of again.
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// How long a partition of which there is more may stand still after an error, before it is read again.
+const SUSPECT_PATIENCE: Duration = Duration::from_secs(5);
 /// How often ends and idle positions are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -100,7 +104,7 @@ pub(super) fn start(
         looked_at: started_at,
         is_away_said: false,
         unconfirmed: HashMap::new(),
-        said: None,
+        said: Vec::new(),
         refusal: None,
         clock,
     };
@@ -152,8 +156,8 @@ struct Poller {
     is_away_said: bool,
     /// Topics of which the brokers told no id when they were asked last, and since when.
     unconfirmed: HashMap<Arc<str>, Instant>,
-    /// The error that was logged last, and when.
-    said: Option<(RDKafkaErrorCode, Instant)>,
+    /// Errors that were logged within the last minute, and when.
+    said: Vec<(RDKafkaErrorCode, Instant)>,
     /// Why brokers keep us out, as it was logged last, and when.
     refusal: Option<(Refusal, Instant)>,
     clock: Clock,
@@ -167,10 +171,10 @@ impl Poller {
                     SourceCommand::Drop(assignment) => {
                         self.state().drop_assignment(&self.consumer, assignment)
                     }
-                    SourceCommand::Mirror(positions) => self.mirror(&positions, CommitMode::Async),
+                    SourceCommand::Mirror(positions) => self.mirror(&positions),
                     // Dropping the consumer, as the thread ends, leaves the group; the revocation comes out of
                     // the polls that librdkafka's binding does meanwhile.
-                    SourceCommand::Close(positions) => return self.mirror(&positions, CommitMode::Async),
+                    SourceCommand::Close(positions) => return self.mirror(&positions),
                 }
             }
             if self.look() {
@@ -223,10 +227,6 @@ impl Poller {
         let Some(slot) = state.slot_of(message) else { return };
         match slot.append(message) {
             Appended::Open => {}
-            Appended::Sound => {
-                let source = Arc::clone(&slot.source);
-                state.forget_rereads(&source);
-            }
             Appended::Full => {
                 if let Some(chunk) = slot.take() {
                     state.closed.push(chunk);
@@ -259,6 +259,7 @@ impl Poller {
         for chunk in state.closed.drain(..) {
             self.gate.push(chunk);
         }
+        state.end_finished(|assignment| self.gate.holds(|chunk| chunk.assignment == assignment));
         let topics = state.topics();
         let names: Vec<&str> = topics.iter().map(|topic| &**topic).collect();
         self.gate.ask(&self.consumer, &names, now);
@@ -272,20 +273,18 @@ impl Poller {
             None => return,
         };
         let ids: HashMap<String, TopicId> = ids.into_iter().collect();
-        let changed: Vec<AssignmentId> = state
-            .slots
-            .iter()
-            .filter(|slot| ids.get(&*slot.source.topic).is_some_and(|id| *id != TopicId::Is(slot.topic_id)))
-            .map(|slot| slot.assignment)
-            .collect();
+        let changed = state.assignments_where(|slot| {
+            ids.get(&*slot.source.topic).is_some_and(|id| *id != TopicId::Is(slot.topic_id))
+        });
         for assignment in changed {
             state.drop_assignment(&self.consumer, assignment);
         }
-        self.gate.retain(|chunk| state.slot(chunk.assignment).is_some());
+        self.gate.retain(|chunk| state.slot_mut(chunk.assignment).is_some());
         drop_unconfirmed(&mut state, &self.consumer, &mut self.unconfirmed, &ids, now);
         while let Some(chunk) = self.gate.pass(&passing, |chunk| ids.contains_key(&*chunk.source.topic)) {
-            let lane_index = state.slot(chunk.assignment).map_or(0, |slot| slot.lane_index);
-            if let Some(pending) = self.pending.get_mut(lane_index) {
+            let Some(slot) = state.slot_mut(chunk.assignment) else { continue };
+            slot.handed_to = chunk.end;
+            if let Some(pending) = self.pending.get_mut(slot.lane_index) {
                 pending.chunks.push_back(Arc::new(chunk));
             }
         }
@@ -365,7 +364,7 @@ impl Poller {
             return true;
         }
         let mut state = self.assignments.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut suspects = Vec::new();
+        let mut suspects = self.standing_still(&state, now);
         if let Ok(positions) = self.consumer.position() {
             for element in positions.elements() {
                 let KafkaOffset::Offset(position) = element.offset() else { continue };
@@ -373,7 +372,7 @@ impl Poller {
                     slot.source.partition.0 == element.partition() && *slot.source.topic == *element.topic()
                 });
                 if let Some((slot, position)) = found.zip(Offset::new(position)) {
-                    if slot.is_suspect && slot.next < position {
+                    if slot.suspect_since.is_some() && slot.next < position {
                         // A control record behind damaged ones moves the position too: read again instead.
                         suspects.push(slot.assignment);
                         continue;
@@ -397,106 +396,34 @@ impl Poller {
                 Some((slot.assignment, Offset::new(low), Offset::new(end)?))
             })
             .collect();
-        let is_paused =
-            |lane: usize| self.pending.get(lane).is_some_and(|lane| lane.paused_generation.is_some());
-        let paused_count = state.slots.iter().filter(|slot| is_paused(slot.lane_index)).count();
+        let paused_count = state.slots.iter().filter(|slot| self.is_paused(slot.lane_index)).count();
         drop(state);
         self.tell(SourceEvent::Looked { ends, paused_count, is_connected });
         false
     }
 
-    fn consumer_error(&mut self, error: &KafkaError) {
-        self.say_refusal();
-        let KafkaError::MessageConsumption(code) = error else {
-            if !matches!(error, KafkaError::PartitionEOF(_)) {
-                tracing::warn!(%error, "the kafka consumer reported an error");
-            }
-            return;
+    fn is_paused(&self, lane_index: usize) -> bool {
+        self.pending.get(lane_index).is_some_and(|lane| lane.paused_generation.is_some())
+    }
+
+    /// The assignments that got nothing for a while after an error, although there may be more.
+    fn standing_still(&self, state: &Assignments, now: Instant) -> Vec<AssignmentId> {
+        let stands_still = |slot: &&Slot| {
+            slot.suspect_since.is_some_and(|since| now.saturating_duration_since(since) >= SUSPECT_PATIENCE)
+                && !self.is_paused(slot.lane_index)
+                && self.may_have_more(slot)
         };
-        match code {
-            RDKafkaErrorCode::AllBrokersDown
-            | RDKafkaErrorCode::BrokerTransportFailure
-            | RDKafkaErrorCode::Resolve => {
-                if *code == RDKafkaErrorCode::AllBrokersDown {
-                    self.consumer.context().link.doubt_connections();
-                    if !std::mem::replace(&mut self.is_away_said, true) && !self.has_said_refusal() {
-                        tracing::warn!(%code, "no broker answers; librdkafka goes on trying");
-                    }
-                }
-            }
-            // Said as a refusal, or seen by what follows.
-            RDKafkaErrorCode::Authentication
-            | RDKafkaErrorCode::SaslAuthenticationFailed
-            | RDKafkaErrorCode::SSL
-            | RDKafkaErrorCode::OperationTimedOut => {}
-            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
-                // The error names no partition and librdkafka reads that one no more: claim and read all again.
-                tracing::warn!(%code, "a position is outside of what kafka has; every partition is looked at again");
-                self.drop_all();
-            }
-            RDKafkaErrorCode::UnknownTopicOrPartition
-            | RDKafkaErrorCode::UnknownTopic
-            | RDKafkaErrorCode::UnknownPartition => {
-                if self.is_news(*code) {
-                    tracing::warn!(%code, "a topic or partition is unknown to the broker; checking topic ids");
-                }
-                self.gate.hurry();
-            }
-            RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed => {
-                tracing::error!(%code, "kafka refuses us the right to read; grant READ on the topic and the group");
-            }
-            _ => {
-                tracing::warn!(%code, "the kafka consumer reported an error; gaps right after it are read again");
-                let mut state = self.state();
-                state.slots.iter_mut().for_each(|slot| slot.is_suspect = true);
-            }
-        }
+        state.slots.iter().filter(stands_still).map(|slot| slot.assignment).collect()
     }
 
-    /// Says why brokers keep us out, or why we can't log in: once, and again every minute. librdkafka goes on trying.
-    fn say_refusal(&mut self) {
-        let link = &self.consumer.context().link;
-        let Some(refusal) = link.take_refusal() else { return };
-        let now = self.clock.monotonic();
-        let is_repeated = self.refusal.as_ref().is_some_and(|(said, at)| {
-            *said == refusal && now.saturating_duration_since(*at) < SAY_AGAIN_AFTER
-        });
-        if !is_repeated {
-            self.refusal = Some((refusal.clone(), now));
-            let why = link.explain(refusal);
-            tracing::error!(why, "connections to kafka fail until this is mended; we go on trying");
-        }
+    /// Whether Kafka may have something behind the slot's position, by its last answer. One outside of the partition
+    /// tells no end.
+    fn may_have_more(&self, slot: &Slot) -> bool {
+        let end = native::cached_watermarks(&self.consumer, &slot.source.topic, slot.source.partition.0);
+        end.and_then(|(_, end)| Offset::new(end)).is_none_or(|end| end > slot.next)
     }
 
-    /// Whether the reason why no broker answers was said a moment ago.
-    fn has_said_refusal(&self) -> bool {
-        let now = self.clock.monotonic();
-        let said = self.refusal.as_ref();
-        said.is_some_and(|(_, at)| now.saturating_duration_since(*at) < SAY_AGAIN_AFTER)
-    }
-
-    /// Whether `code` was not logged last, within the last minute.
-    fn is_news(&mut self, code: RDKafkaErrorCode) -> bool {
-        let now = self.clock.monotonic();
-        let is_repeated = self
-            .said
-            .is_some_and(|(said, at)| said == code && now.saturating_duration_since(at) < SAY_AGAIN_AFTER);
-        if !is_repeated {
-            self.said = Some((code, now));
-        }
-        !is_repeated
-    }
-
-    /// Gives every assignment up, so that each is described, claimed and read again from its position.
-    fn drop_all(&mut self) {
-        let mut state = self.state();
-        let assignments: Vec<AssignmentId> = state.slots.iter().map(|slot| slot.assignment).collect();
-        for assignment in assignments {
-            state.drop_assignment(&self.consumer, assignment);
-        }
-    }
-
-    fn mirror(&self, positions: &[(Arc<TopicPartition>, Offset)], mode: CommitMode) {
+    fn mirror(&self, positions: &[(Arc<TopicPartition>, Offset)]) {
         let mut list = TopicPartitionList::new();
         for (source, offset) in positions {
             let added = list.add_partition_offset(
@@ -509,7 +436,7 @@ impl Poller {
             }
         }
         if list.count() > 0
-            && let Err(error) = self.consumer.commit(&list, mode)
+            && let Err(error) = self.consumer.commit(&list, CommitMode::Async)
         {
             tracing::debug!(%error, "the mirror of the positions was not sent to kafka");
         }
@@ -536,9 +463,7 @@ fn drop_unconfirmed(
             topic = &*topic,
             "the brokers do not tell the topic's id; its partitions are given up"
         );
-        let slots = state.slots.iter().filter(|slot| slot.source.topic == topic);
-        let assignments: Vec<AssignmentId> = slots.map(|slot| slot.assignment).collect();
-        for assignment in assignments {
+        for assignment in state.assignments_where(|slot| slot.source.topic == topic) {
             state.drop_assignment(consumer, assignment);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rdkafka::message::{BorrowedMessage, Message, Timestamp};
 use uuid::Uuid;
@@ -25,8 +26,10 @@ pub(super) struct Slot {
     pub(super) topic_id: Uuid,
     /// The position: the next offset that we expect.
     pub(super) next: Offset,
-    /// The consumer reported an error since the last record: a gap now may be a loss.
-    pub(super) is_suspect: bool,
+    /// The position behind the last chunk that passed the gate.
+    pub(super) handed_to: Offset,
+    /// When the consumer reported an error, if no record came since: a gap now may be a loss.
+    pub(super) suspect_since: Option<Instant>,
     open: Option<Chunk>,
     clock: Clock,
     /// How large the last chunk was, in bytes and records: the next one is likely to be as large.
@@ -38,8 +41,6 @@ pub(super) struct Slot {
 pub(super) enum Appended {
     /// Go on.
     Open,
-    /// The first record after an error continues the ones before: nothing is missing.
-    Sound,
     /// The open chunk is large enough.
     Full,
     /// Offsets are missing right after an error: read again from this slot's position.
@@ -61,7 +62,8 @@ impl Slot {
             lane_index,
             topic_id,
             next,
-            is_suspect: false,
+            handed_to: next,
+            suspect_since: None,
             open: None,
             clock,
             last_size: (0, 0),
@@ -72,21 +74,17 @@ impl Slot {
     pub(super) fn append(&mut self, message: &BorrowedMessage<'_>) -> Appended {
         let Some(offset) = Offset::new(message.offset()) else { return Appended::Old };
         let Some(absent_before) = self.next.distance_to(offset) else { return Appended::Old };
-        if absent_before > 0 && self.is_suspect {
+        if absent_before > 0 && self.suspect_since.is_some() {
             return Appended::Suspect;
         }
-        let was_suspect = std::mem::take(&mut self.is_suspect);
+        self.suspect_since = None;
         let chunk = self.open_chunk();
         let record = record_of(message, offset, absent_before, &mut chunk.arena);
         chunk.records.push(record);
         chunk.end = offset.next();
         let is_full = chunk.arena.len() >= CHUNK_LEN_BYTES || chunk.records.len() >= CHUNK_RECORD_COUNT;
         self.next = offset.next();
-        match (is_full, was_suspect) {
-            (true, _) => Appended::Full,
-            (false, true) => Appended::Sound,
-            (false, false) => Appended::Open,
-        }
+        if is_full { Appended::Full } else { Appended::Open }
     }
 
     /// Moves the position over offsets that hold no record, up to `end`.

@@ -363,6 +363,33 @@ impl Session {
     }
 }
 
+/// In SQL: whether the cursor named `cursor`, which has a row, has passed the event `e`. One of a gap that was filled
+/// counts as passed wherever the cursor is: it is written from `projection_pending`, and that may be earlier.
+fn is_passed(cursor: &str) -> String {
+    format!(
+        "(e.source_offset < {cursor}.next_offset \
+          OR EXISTS (SELECT FROM audit_events.offset_gaps AS g \
+                      WHERE g.stream_id = e.stream_id AND g.partition = e.source_partition \
+                        AND e.source_offset >= g.start_offset AND e.source_offset < g.end_offset))"
+    )
+}
+
+/// In SQL: whether the event `e` was passed and is still to be written, in the sink of the cursor named `cursor`.
+fn is_pending(cursor: &str) -> String {
+    format!(
+        "EXISTS (SELECT FROM audit_events.projection_pending AS q \
+                  WHERE q.sink = {cursor}.sink AND q.stream_id = e.stream_id AND q.partition = e.source_partition \
+                    AND e.source_offset >= q.start_offset AND e.source_offset < q.end_offset)"
+    )
+}
+
+/// In SQL: whether a segment names the event `e`, which has a line in the sink of the cursor named `cursor`; the cursor
+/// may have no row.
+pub(super) fn has_segment(cursor: &str) -> String {
+    let (is_passed, is_pending) = (is_passed(cursor), is_pending(cursor));
+    format!("({cursor}.sink IS NOT NULL AND {is_passed} AND NOT {is_pending})")
+}
+
 fn len_of(row: &PgRow, column: &str) -> Result<u64, StoreError> {
     let value: i64 = row.try_get(column)?;
     u64::try_from(value).map_err(|_negative| StoreError::Broken(format!("column {column} holds {value}")))

@@ -11,6 +11,7 @@ use serde_json::json;
 use sqlx::Row;
 
 use super::error::StoreError;
+use super::projections::has_segment;
 use super::session::Session;
 use crate::failpoint;
 use crate::model::event::UtcDay;
@@ -329,11 +330,12 @@ impl Session {
         .fetch_one(&mut self.connection)
         .await?;
         let action: i64 = row.try_get(0)?;
+        // Of a sink that is ignored some may be pending: whoever takes their range later finds no row for a line.
+        let (in_purview, in_trust) = (has_segment("p"), has_segment("t"));
         let counted = sqlx::query(sqlx::AssertSqlSafe(format!(
             "INSERT INTO audit_events.retention_counts \
              SELECT $1, e.stream_id, e.source_partition, count(*), min(e.source_offset), max(e.source_offset), \
-                    count(*) FILTER (WHERE e.purview_compatible AND e.source_offset < p.next_offset), \
-                    count(*) FILTER (WHERE e.source_offset < t.next_offset) \
+                    count(*) FILTER (WHERE e.purview_compatible AND {in_purview}), count(*) FILTER (WHERE {in_trust}) \
                FROM {table} AS e \
                LEFT JOIN audit_events.projection_cursors AS p ON p.sink = 'purview' \
                 AND p.stream_id = e.stream_id AND p.partition = e.source_partition \

@@ -16,6 +16,7 @@ mod account;
 mod broker;
 mod browser;
 mod crash;
+mod damage;
 mod door;
 mod examples;
 mod export;

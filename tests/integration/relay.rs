@@ -120,6 +120,24 @@ fn a_stopped_relay_holds_readers_up_for_half_a_minute_at_most_and_is_fenced_then
     assert_eq!(letters.iter().filter(|letter| letter.find_header("dlq.id").is_some()).count(), 1);
 }
 
+#[test]
+fn clients_that_take_long_to_make_hold_nothing_else_up() {
+    let scene = Scene::new("relayclients", 1);
+    scene.send_all(&[Some(b"no event".to_vec())]);
+    // One thread for all tasks: were it the one that waits, nobody would look after sockets and signals.
+    let settings = [("FAILPOINTS", "relay_in_clients=sleep(60000)"), ("TOKIO_WORKER_THREADS", "1")];
+    let mut daemon = scene.daemon_with(&settings);
+    wait_for("the letter waits", Duration::from_secs(30), || scene.number(WAITING) == 1);
+    for _ in 0..20 {
+        assert_eq!(daemon.get("/livez").unwrap().0, 200);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(scene.number(WAITING), 1, "the clients were made");
+    let (status, elapsed) = daemon.terminate(Duration::from_secs(15));
+    assert!(status.success(), "{status}");
+    eprintln!("stopped after {elapsed:?}");
+}
+
 /// The records of a topic that may not be there yet.
 fn uncommitted(scene: &Scene, topic: &str) -> Vec<Letter> {
     let topics = scene.topics();

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use audit_consumer::model::sample::SamplePlan;
+use rdkafka::producer::Producer;
 use serde_json::Value;
 
 use crate::account::PLAN;
-use crate::scene::{Scene, wait_for};
+use crate::scene::{Scene, send, wait_for};
 
 /// Valid events of January 2018, and of March.
 const JANUARY: SamplePlan =
@@ -51,14 +52,18 @@ fn wait_until_written(scene: &Scene) {
     });
 }
 
-/// A scene with 300 events of January 2018, 200 of March and 100 of late; nothing runs.
-fn old_events(name: &str) -> Scene {
+/// A scene with a directory of its own for day files, which are off.
+fn scene_with_log_dir(name: &str) -> Scene {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("retention-{name}"));
     if folder.try_exists().unwrap() {
         std::fs::remove_dir_all(&folder).unwrap();
     }
-    let scene = Scene::new(name, 2).set("LOG_DIR", folder.to_str().unwrap());
-    let scene = scene.set("PURVIEW_LOG", "on").set("TRUST_LOG", "on");
+    Scene::new(name, 2).set("LOG_DIR", folder.to_str().unwrap())
+}
+
+/// A scene with 300 events of January 2018, 200 of March and 100 of late; nothing runs.
+fn old_events(name: &str) -> Scene {
+    let scene = scene_with_log_dir(name).set("PURVIEW_LOG", "on").set("TRUST_LOG", "on");
     scene.produce(&JANUARY, 0, 300);
     scene.produce(&MARCH, 0, 200);
     scene.produce(&PLAN, 0, 100);
@@ -189,6 +194,87 @@ fn events_that_day_files_lack_keep_their_partition() {
         "SELECT details->'ignored_sinks' FROM audit_events.retention_actions ORDER BY action_id DESC LIMIT 1";
     assert_eq!(scene.sql(ignored), "[\"purview\"]");
     scene.verify();
+}
+
+#[test]
+fn what_was_pending_in_a_sink_that_is_ignored_is_expected_in_no_day_file() {
+    let scene = scene_with_log_dir("retentionpending");
+    let scene = scene.set("KAFKA_INSTANCE_ID", "only").set("PURVIEW_LOG", "on");
+    scene.produce(&JANUARY, 0, 300);
+    // It dies with an open intent, which is handed over, and nobody takes: the sink is off from now on.
+    let mut daemon = scene.daemon_with(&[("FAILPOINTS", "project_after_intent=return")]);
+    let status = daemon.wait_for_end(Duration::from_secs(40));
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{}", daemon.log_text());
+    let mut daemon = scene.daemon_with(&[("PURVIEW_LOG", "off")]);
+    scene.wait_until_read(300, Duration::from_secs(60));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    let instance = scene.sql("SELECT instance_id FROM audit_events.projection_instances");
+    wait_for("its session is gone", Duration::from_secs(30), || {
+        scene.command(&["projections", "adopt", &instance, "--reason", "a test"]).status.success()
+    });
+    let pending = "SELECT count(*) FROM audit_events.projection_pending";
+    assert!(scene.number(pending) > 0);
+    scene.verify();
+    let january = "events_p20180101";
+    let (code, report) = apply(&scene, &[]);
+    assert_eq!(code, Some(1));
+    check(&report, &[(january, "unprojected", Some(300))]);
+    let (code, report) = apply(&scene, &["--ignore-sink", "purview"]);
+    assert_eq!(code, Some(0));
+    check(&report, &[(january, "dropped", Some(300))]);
+    assert_eq!(scene.number("SELECT sum(purview_lines) FROM audit_events.retention_counts"), 0);
+    scene.verify();
+    // On again it takes the ranges, finds nothing in them, and goes on.
+    scene.produce(&MARCH, 0, 100);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(400, Duration::from_secs(60));
+    let missing = "SELECT count(*) FROM audit_events.consumer_offsets AS o \
+         LEFT JOIN audit_events.projection_cursors AS c ON c.sink = 'purview' \
+          AND c.stream_id = o.stream_id AND c.partition = o.partition \
+        WHERE c.next_offset IS DISTINCT FROM o.next_offset";
+    wait_for("all is passed", Duration::from_secs(60), || {
+        scene.number(missing) == 0 && scene.number(pending) == 0
+    });
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    scene.verify();
+}
+
+#[test]
+fn a_duplicate_of_an_event_that_was_dropped_from_another_partition_is_not_missed() {
+    let scene = Scene::new("retentiondup", 2);
+    let late = SamplePlan { seed: 79, start_unix_micros: PLAN.start_unix_micros, ..JANUARY };
+    let produce = |partition: i32| {
+        let producer = scene.producer(&[]);
+        let mut payload = Vec::new();
+        for index in 0..21 {
+            let plan = if index < 20 { &JANUARY } else { &late };
+            assert!(plan.write(index, &mut payload));
+            send(&producer, &scene.topic, None, Some(payload.as_slice()), Some(partition));
+        }
+        producer.flush(Duration::from_secs(20)).unwrap();
+    };
+    let mut daemon = scene.daemon();
+    produce(0);
+    scene.wait_until_read(21, Duration::from_secs(60));
+    produce(1);
+    scene.wait_until_read(42, Duration::from_secs(60));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    assert_eq!(scene.verify().total("duplicates"), 21);
+    let (code, report) = apply(&scene, &[]);
+    assert_eq!(code, Some(0));
+    check(&report, &[("events_p20180101", "dropped", Some(20))]);
+    let records = scene.verify().0["records"].clone();
+    assert_eq!((&records["compared"], &records["dropped"]), (&2.into(), &40.into()), "{records:#}");
+    // An event of a day of which nothing was dropped is missed by its own record, and by its duplicate's.
+    scene.sql(
+        "SET session_replication_role = replica; DELETE FROM audit_events.events; \
+         UPDATE audit_events.consumer_offsets SET events = events - 1, absent = absent + 1 WHERE partition = 0",
+    );
+    let output = scene.command(&["verify", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    let codes: Vec<_> = findings.iter().map(|finding| finding["code"].as_str().unwrap()).collect();
+    assert_eq!((output.status.code(), codes), (Some(1), vec!["record_missing"; 2]), "{report:#}");
 }
 
 #[test]

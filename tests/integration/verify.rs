@@ -6,6 +6,7 @@ use rdkafka::producer::Producer;
 use serde_json::Value;
 
 use crate::account::PLAN;
+use crate::letters::wait_until_relayed;
 use crate::scene::{Scene, send};
 
 /// By hand, past the triggers.
@@ -124,6 +125,25 @@ fn what_was_changed_by_hand_is_found_while_kafka_has_the_record() {
         "UPDATE audit_events.dead_letters SET payload = substr(payload, 1, length(payload) - 1) WHERE dead_letter_id = {letter}"
     );
     check_found(&scene, (&there, &back), "dead_letter_altered", "offsets");
+    assert_eq!(verify(&scene, &[]).0, Some(0));
+}
+
+#[test]
+fn letters_whose_rows_are_all_gone_are_found_in_their_topic() {
+    let scene = Scene::new("lettersgone", 1);
+    scene.send_all(&[Some(b"one".to_vec()), Some(b"two".to_vec())]);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(2, Duration::from_secs(30));
+    wait_until_relayed(&scene, Duration::from_secs(30));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    // Nothing but the dead letter topic speaks of them.
+    scene.delete_records(0, -1);
+    assert_eq!(verify(&scene, &[]).0, Some(0));
+    let gone = "CREATE TABLE public.gone AS SELECT * FROM audit_events.dead_letters; DELETE FROM audit_events.dead_letters; \
+                UPDATE audit_events.consumer_offsets SET dead_letters = 0, absent = absent + 2";
+    let back = "INSERT INTO audit_events.dead_letters OVERRIDING SYSTEM VALUE SELECT * FROM public.gone; \
+                UPDATE audit_events.consumer_offsets SET dead_letters = 2, absent = absent - 2";
+    check_found(&scene, (gone, back), "letter_unknown", "letters without a row");
     assert_eq!(verify(&scene, &[]).0, Some(0));
 }
 

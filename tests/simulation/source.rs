@@ -9,8 +9,8 @@ use audit_consumer::model::position::TopicPartition;
 use audit_consumer::model::record::{AssignmentId, Chunk, Record};
 use audit_consumer::observe::Clock;
 use audit_consumer::source::{
-    Description, LaneQueues, OFFER_INTERVAL, Offer, Placement, Presence, Presences, Source, SourceCommand,
-    SourceEvent, SourceHandle,
+    Description, HandedOn, LaneQueues, OFFER_INTERVAL, Offer, Placement, Presence, Presences, Source,
+    SourceCommand, SourceEvent, SourceHandle,
 };
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
@@ -51,6 +51,7 @@ impl Source for SimSource {
             events,
             slots: BTreeMap::new(),
             held: BTreeMap::new(),
+            handed_on: BTreeMap::new(),
             looked_at: Instant::now(),
         };
         lock(&self.world.kafka).join(self.process.index, Instant::now());
@@ -106,6 +107,8 @@ struct Poller {
     events: mpsc::Sender<SourceEvent>,
     slots: BTreeMap<usize, Slot>,
     held: BTreeMap<usize, Instant>,
+    /// What was handed on under assignments that ended here.
+    handed_on: BTreeMap<usize, HandedOn>,
     looked_at: Instant,
 }
 
@@ -195,12 +198,20 @@ impl Poller {
             SourceCommand::Drop(assignment) => {
                 let found = self.slots.iter().find(|(_, slot)| slot.assignment == assignment);
                 if let Some(partition) = found.map(|(partition, _)| *partition) {
-                    self.slots.remove(&partition);
-                    self.held.insert(partition, Instant::now());
+                    self.end(partition);
                 }
             }
             SourceCommand::Mirror(positions) | SourceCommand::Close(positions) => self.mirror(&positions),
         }
+    }
+
+    /// Reads a partition no more, and offers it again.
+    fn end(&mut self, partition: usize) {
+        let Some(slot) = self.slots.remove(&partition) else { return };
+        let now = Instant::now();
+        self.held.insert(partition, now);
+        let handed_on = HandedOn { assignment: slot.assignment, to: at(slot.next), ended_at: now.into_std() };
+        self.handed_on.insert(partition, handed_on);
     }
 
     fn mirror(&self, positions: &[(Arc<TopicPartition>, audit_consumer::model::position::Offset)]) {
@@ -250,6 +261,7 @@ impl Poller {
             return Ok(());
         }
         self.held.retain(|partition, _| !gone.contains(partition));
+        self.handed_on.retain(|partition, _| !gone.contains(partition));
         let slots = gone.iter().filter_map(|partition| self.slots.remove(partition));
         let assignments = slots.map(|slot| slot.assignment).collect();
         let partitions = gone.iter().map(|partition| source(*partition)).collect();
@@ -295,6 +307,7 @@ impl Poller {
             match placement {
                 Placement::Start { assignment, lane_index, position } if offer.description.is_ok() => {
                     self.held.remove(&partition);
+                    self.handed_on.remove(&partition);
                     let next = position.as_i64();
                     let numbers = [partition as i64, assignment.0 as i64, next];
                     self.world.note(self.process.who(), "reading", &numbers);
@@ -322,7 +335,7 @@ impl Poller {
             mirror: kafka.mirror[partition].filter(|_| self.wants_mirror.load(Ordering::Relaxed)).map(at),
         };
         let description = if is_silent { Err("no broker answers".to_owned()) } else { Ok(description) };
-        Offer { source: source(partition), description }
+        Offer { source: source(partition), description, handed_on: self.handed_on.get(&partition).copied() }
     }
 
     /// Reads a chunk of each partition, or finds that Kafka has deleted what comes next.
@@ -342,8 +355,8 @@ impl Poller {
         }
         if is_out_of_range {
             self.world.note(self.process.who(), "out_of_range", &[]);
-            let now = Instant::now();
-            self.held.extend(std::mem::take(&mut self.slots).into_keys().map(|partition| (partition, now)));
+            let all: Vec<usize> = self.slots.keys().copied().collect();
+            all.into_iter().for_each(|partition| self.end(partition));
         }
     }
 

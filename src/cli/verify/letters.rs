@@ -7,10 +7,19 @@ use serde_json::{Value, json};
 use crate::model::dead_letter::{LetterName, TOPIC_SUFFIX};
 use crate::model::position::{Offset, StreamId, StreamPartition, is_import};
 use crate::outlet::{Extent, OutletError, OutletSettings, Placement, Reader, Topics};
-use crate::store::{Account, Finding, FindingCode, Relayed, SessionPurpose, StoreError, StoreSettings};
+use crate::store::{
+    Account, Finding, FindingCode, PartitionAccount, Relayed, SessionPurpose, StoreError, StoreSettings,
+};
 
 /// The rows of a source topic's streams.
 type Rows = HashMap<LetterName, Option<Relayed>>;
+
+/// A source topic's streams, and the groups that read them into this database.
+#[derive(Debug, Default)]
+struct Source {
+    streams: HashSet<StreamId>,
+    groups: HashSet<String>,
+}
 
 /// A dead letter topic, compared.
 #[derive(Debug, Default)]
@@ -37,14 +46,16 @@ pub(super) struct Letters {
     pub(super) findings: Vec<(StreamPartition, Finding)>,
 }
 
-/// What a topic holds.
+/// What a topic holds; nothing, if it is not there.
+#[derive(Default)]
 struct Content {
     extents: Vec<Extent>,
     placements: HashMap<LetterName, HashSet<Placement>>,
 }
 
 impl Letters {
-    /// Compares the topics of the account's partitions that have dead letters; those of imports stay in the table.
+    /// Compares the dead letter topics of all of the account's sources: one may hold letters whose rows are all gone.
+    /// Where there are neither rows nor letters nothing is shown. Those of imports stay in the table.
     ///
     /// # Errors
     /// PostgreSQL's. Kafka's silence is noted with each topic.
@@ -53,13 +64,8 @@ impl Letters {
         store: &StoreSettings,
         outlet: &OutletSettings,
     ) -> anyhow::Result<Result<Self, StoreError>> {
-        let mut streams: BTreeMap<String, HashSet<StreamId>> = BTreeMap::new();
-        let with_letters = account.partitions.iter().filter(|p| p.stored.rows.dead_letters > 0);
-        for partition in with_letters.filter(|partition| !is_import(&partition.topic)) {
-            streams.entry(partition.topic.clone()).or_default().insert(partition.key.stream);
-        }
         let mut letters = Self::default();
-        for (source_topic, streams) in streams {
+        for (source_topic, Source { streams, groups }) in sources_of(account) {
             // The rows first: what is marked in them must be in the topic, which only grows.
             let rows = match rows_of(store, &streams).await {
                 Ok(rows) => rows,
@@ -68,18 +74,15 @@ impl Letters {
             let (settings, name) = (outlet.clone(), format!("{source_topic}{TOPIC_SUFFIX}"));
             let content = tokio::task::spawn_blocking(move || read(&settings, &name, &streams)).await?;
             match content {
-                Ok(Some(content)) => {
+                Ok(content) => {
+                    let content = content.unwrap_or_default();
                     let streams: HashSet<StreamId> =
                         content.placements.keys().map(|name| name.id.key.stream).collect();
                     let rows_now = match rows_of(store, &streams).await {
                         Ok(rows) => rows,
                         Err(error) => return Ok(Err(error)),
                     };
-                    letters.compare_topic(source_topic, (&rows, &rows_now), &content);
-                }
-                Ok(None) => {
-                    let nothing = Content { extents: Vec::new(), placements: HashMap::new() };
-                    letters.compare_topic(source_topic, (&rows, &rows), &nothing);
+                    letters.compare_topic((source_topic, &groups), (&rows, &rows_now), &content);
                 }
                 Err(error) => letters.not_compared(source_topic, &rows, error.to_string()),
             }
@@ -100,8 +103,18 @@ impl Letters {
         });
     }
 
-    fn compare_topic(&mut self, source_topic: String, (rows, rows_now): (&Rows, &Rows), content: &Content) {
-        let groups: HashSet<&String> = rows_now.keys().map(|name| &name.group).collect();
+    fn compare_topic(
+        &mut self,
+        (source_topic, groups): (String, &HashSet<String>),
+        (rows, rows_now): (&Rows, &Rows),
+        content: &Content,
+    ) {
+        if rows.is_empty() && content.placements.is_empty() {
+            return;
+        }
+        // Those of a group that handed its streams over are in the rows alone.
+        let of_rows = rows_now.keys().map(|name| &name.group);
+        let groups: HashSet<&String> = groups.iter().chain(of_rows).collect();
         let mut topic = TopicLetters { source_topic, row_count: rows.len(), ..TopicLetters::default() };
         let mut wrong: BTreeMap<(StreamPartition, FindingCode), Vec<&LetterName>> = BTreeMap::new();
         for (name, relayed) in rows {
@@ -172,6 +185,18 @@ impl Letters {
     }
 }
 
+/// By topic; streams without one have no letters, as the table takes those of known streams only.
+fn sources_of(account: &Account) -> BTreeMap<String, Source> {
+    let mut sources: BTreeMap<String, Source> = BTreeMap::new();
+    let is_of_kafka = |of: &&PartitionAccount| !of.topic.is_empty() && !is_import(&of.topic);
+    for partition in account.partitions.iter().filter(is_of_kafka) {
+        let source = sources.entry(partition.topic.clone()).or_default();
+        source.streams.insert(partition.key.stream);
+        source.groups.insert(partition.group.clone());
+    }
+    sources
+}
+
 fn finding(code: FindingCode, names: &[&LetterName]) -> Finding {
     let example = names.iter().min().map(|name| name.id.to_string()).unwrap_or_default();
     let (expected, text) = match code {
@@ -191,6 +216,9 @@ fn is_expired(relayed: &Relayed, extents: &[Extent]) -> bool {
 }
 
 async fn rows_of(store: &StoreSettings, streams: &HashSet<StreamId>) -> Result<Rows, StoreError> {
+    if streams.is_empty() {
+        return Ok(Rows::new());
+    }
     let mut session = store.connect(SessionPurpose::Operator).await?;
     let mut rows = HashMap::new();
     for stream in streams {
@@ -217,4 +245,69 @@ fn read(
         }
     })?;
     Ok(Some(Content { extents, placements }))
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::model::dead_letter::DeadLetterId;
+    use crate::model::position::Partition;
+    use crate::store::RowAccount;
+
+    const STREAM: StreamId = StreamId(Uuid::from_u128(1));
+
+    fn name(group: &str, offset: i64) -> LetterName {
+        let key = StreamPartition { stream: STREAM, partition: Partition(0) };
+        LetterName { id: DeadLetterId { key, offset: Offset::new(offset).unwrap() }, group: group.to_owned() }
+    }
+
+    /// Compares rows that wait for the relay with letters, each once in the topic, for the reader `g`.
+    #[track_caller]
+    fn check(rows: &[LetterName], letters: &[LetterName], expect: &[(FindingCode, &str)]) {
+        let rows: Rows = rows.iter().map(|name| (name.clone(), None)).collect();
+        let placements = (0..).zip(letters).map(|(offset, name)| {
+            let placement = Placement { partition: Partition(0), offset: Offset::new(offset).unwrap() };
+            (name.clone(), HashSet::from([placement]))
+        });
+        let content = Content { extents: Vec::new(), placements: placements.collect() };
+        let groups = HashSet::from(["g".to_owned()]);
+        let mut compared = Letters::default();
+        compared.compare_topic(("t".to_owned(), &groups), (&rows, &rows), &content);
+        let found: Vec<_> =
+            compared.findings.iter().map(|(_, finding)| (finding.code, finding.found.as_str())).collect();
+        assert_eq!(found, expect);
+        let is_shown = !(rows.is_empty() && letters.is_empty());
+        assert_eq!(compared.lines().len(), usize::from(is_shown));
+    }
+
+    #[test]
+    fn letters_without_a_row_are_found_also_where_no_row_is_left() {
+        check(&[], &[], &[]);
+        check(&[name("g", 0)], &[name("g", 0)], &[]);
+        check(&[name("g", 0)], &[name("g", 0), name("g", 1)], &[(FindingCode::LetterUnknown, "1")]);
+        check(&[], &[name("g", 0), name("g", 1)], &[(FindingCode::LetterUnknown, "2")]);
+        // Those of another group are another database's, unless rows say that it was here.
+        check(&[], &[name("other", 0)], &[]);
+        check(&[name("before", 0)], &[name("before", 1)], &[(FindingCode::LetterUnknown, "1")]);
+    }
+
+    #[test]
+    fn the_topic_of_a_source_without_letters_is_looked_at_and_that_of_an_import_is_not() {
+        let of = |topic: &str| PartitionAccount {
+            group: "g".to_owned(),
+            topic: topic.to_owned(),
+            key: StreamPartition { stream: STREAM, partition: Partition(0) },
+            is_retired: false,
+            position: None,
+            stored: RowAccount::default(),
+            gaps: 0,
+        };
+        let partitions = ["orders", "import:table", ""].map(of).into();
+        let sources = sources_of(&Account { partitions, ..Account::default() });
+        assert_eq!(sources.keys().collect::<Vec<_>>(), ["orders"]);
+        let source = &sources["orders"];
+        assert!(source.streams.contains(&STREAM) && source.groups.contains("g"));
+    }
 }

@@ -111,7 +111,7 @@ impl Projections {
                     name: lines.sink.to_string(),
                     expected: with_thousands(expected),
                     found: with_thousands(lines.line_count),
-                    text: "lines of day files, as recorded, for the rows behind the cursors",
+                    text: "lines of day files, as recorded, for the rows behind the cursors or in filled gaps",
                 });
             }
         }

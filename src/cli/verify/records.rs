@@ -186,7 +186,9 @@ impl Records {
                     self.found(of.key, code, format!("{}{why}", record.offset));
                 }
                 Verdict::NoRow(day) => {
-                    if of.is_thinned && is_dropped(session, days, day).await? {
+                    // The event that a duplicate repeats may be another partition's, or another stream's.
+                    let may_be_dropped = of.is_thinned || fate == Some(Fate::Duplicate);
+                    if may_be_dropped && is_dropped(session, days, day).await? {
                         self.dropped_count += 1;
                     } else {
                         self.compared_count += 1;

@@ -3,7 +3,7 @@
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::len_of;
+use super::{is_passed, is_pending, len_of};
 use crate::model::projection::DaySink;
 use crate::store::{Session, StoreError};
 
@@ -67,11 +67,11 @@ pub struct ProjectionLines {
     pub sink: DaySink,
     /// Lines of all files of all instances, as recorded.
     pub line_count: i64,
-    /// Rows below the cursors that should have one.
+    /// Rows that should have one: those below the cursors, and those of filled gaps wherever the cursors are.
     pub row_count: i64,
     /// Rows of those that are pending.
     pub pending_count: i64,
-    /// Lines whose rows retention dropped.
+    /// Lines whose rows retention dropped; of rows that were pending then there are none.
     pub dropped_count: i64,
 }
 
@@ -185,26 +185,24 @@ impl Session {
     pub async fn projection_lines(&mut self) -> Result<Vec<ProjectionLines>, StoreError> {
         sqlx::query("BEGIN READ ONLY").execute(&mut self.connection).await?;
         sqlx::query("SET LOCAL statement_timeout = '1h'").execute(&mut self.connection).await?;
+        let (is_passed, is_pending) = (is_passed("c"), is_pending("c"));
+        let sql = format!(
+            "SELECT (SELECT coalesce(sum(line_count), 0)::bigint FROM audit_events.projection_segments \
+                      WHERE sink = $1) AS line_count, \
+                    (SELECT coalesce(sum(CASE WHEN $2 THEN purview_lines ELSE trust_lines END), 0)::bigint \
+                       FROM audit_events.retention_counts) AS dropped_count, \
+                    count(*) AS row_count, count(*) FILTER (WHERE {is_pending}) AS pending_count \
+               FROM audit_events.events AS e JOIN audit_events.projection_cursors AS c \
+                 ON c.sink = $1 AND c.stream_id = e.stream_id AND c.partition = e.source_partition AND {is_passed} \
+              WHERE e.purview_compatible OR NOT $2"
+        );
         let mut lines = Vec::new();
         for sink in DaySink::ALL {
-            let row = sqlx::query(
-                "SELECT (SELECT coalesce(sum(line_count), 0)::bigint FROM audit_events.projection_segments \
-                          WHERE sink = $1) AS line_count, \
-                        (SELECT coalesce(sum(CASE WHEN $2 THEN purview_lines ELSE trust_lines END), 0)::bigint \
-                           FROM audit_events.retention_counts) AS dropped_count, \
-                        count(*) AS row_count, \
-                        count(*) FILTER (WHERE EXISTS (SELECT FROM audit_events.projection_pending AS p \
-                            WHERE p.sink = $1 AND p.stream_id = e.stream_id AND p.partition = e.source_partition \
-                              AND e.source_offset >= p.start_offset AND e.source_offset < p.end_offset)) AS pending_count \
-                   FROM audit_events.events AS e JOIN audit_events.projection_cursors AS c \
-                     ON c.sink = $1 AND c.stream_id = e.stream_id AND c.partition = e.source_partition \
-                    AND e.source_offset < c.next_offset \
-                  WHERE e.purview_compatible OR NOT $2",
-            )
-            .bind(sink.as_str())
-            .bind(sink.projection().is_for_purview())
-            .fetch_one(&mut self.connection)
-            .await?;
+            let row = sqlx::query(sqlx::AssertSqlSafe(&*sql))
+                .bind(sink.as_str())
+                .bind(sink.projection().is_for_purview())
+                .fetch_one(&mut self.connection)
+                .await?;
             lines.push(ProjectionLines {
                 sink,
                 line_count: row.try_get("line_count")?,

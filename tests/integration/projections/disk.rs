@@ -162,6 +162,35 @@ fn what_stands_in_the_way_is_orphaned_and_not_lost() {
 }
 
 #[test]
+fn what_stands_behind_a_file_is_orphaned_under_steady_traffic_too() {
+    const MORE: &str = "{\"what\":\"is this\"}\n";
+    let (scene, folder) = scene("projecttail", 2);
+    let homes = [folder.join("a")];
+    // A file of a day that gets no further line.
+    let path = homes[0].join(format!("trust/trust_{}.jsonl", DAYS[0]));
+    let mut daemon = scene.daemon();
+    produce_and_write(&scene, 0, 4_000);
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    file.write_all(MORE.as_bytes()).unwrap();
+    let mut daemon = scene.daemon();
+    let orphan = homes[0].join(format!("trust/trust_{}.jsonl.orphan", DAYS[0]));
+    let mut produced = 4_000;
+    // Each look finds rows, as often as it may look.
+    wait_for("it is orphaned", Duration::from_secs(120), || {
+        scene.produce(&MIDNIGHT, produced, produced + 5);
+        produced += 5;
+        orphan.try_exists().unwrap()
+    });
+    scene.wait_until_read(produced, Duration::from_secs(60));
+    wait_until_written(&scene, Duration::from_secs(60));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    assert_eq!(std::fs::read_to_string(&orphan).unwrap(), MORE);
+    check_union(&scene, &homes);
+    scene.verify();
+}
+
+#[test]
 fn a_day_has_further_files_when_its_file_is_long() {
     let (scene, folder) = scene("projectroll", 2);
     let scene = scene.set("DAY_FILE_MAX_BYTES", "100KiB");

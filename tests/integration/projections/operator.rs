@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    Follower, MIDNIGHT, check_equal, check_union, ended_by_kill, exported, lines, orphan_count, scene,
+    Follower, MIDNIGHT, check_equal, check_union, ended_by_kill, event, exported, lines, orphan_count, scene,
     wait_until_written,
 };
 use crate::scene::{Scene, wait_for};
@@ -136,6 +136,48 @@ fn what_an_instance_left_that_never_returns_is_adopted_once() {
         assert!(daemon.terminate(Duration::from_secs(15)).0.success());
     }
     check_union(&scene, &homes);
+    scene.verify();
+}
+
+/// What was filled of a gap may be written before the cursor comes there.
+#[test]
+fn lines_and_rows_agree_while_a_sink_catches_up_over_a_filled_gap() {
+    let (scene, folder) = scene("projectfilled", 1);
+    let scene = scene.set("KAFKA_INSTANCE_ID", "only");
+    let homes = [folder.join("a")];
+    let events = |start: usize, end: usize| -> Vec<Option<Vec<u8>>> {
+        (start..end).map(|index| event(index, "2026-03-01T12:00:00Z", true)).collect()
+    };
+    scene.send_all(&events(0, 100));
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(100, Duration::from_secs(60));
+    wait_until_written(&scene, Duration::from_secs(60));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    scene.send_all(&events(100, 300));
+    let mut daemon = scene.daemon_with(&[("PURVIEW_LOG", "off"), ("TRUST_LOG", "off")]);
+    scene.wait_until_read(300, Duration::from_secs(60));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    // As if some of that had been a gap, and was filled.
+    scene.sql(
+        "INSERT INTO audit_events.offset_gaps (group_id, stream_id, partition, start_offset, end_offset, reason, \
+                declared_by, closed_at) \
+         SELECT group_id, stream_id, partition, 200, 250, 'a test', 'me', now() FROM audit_events.consumer_offsets; \
+         INSERT INTO audit_events.projection_pending (sink, stream_id, partition, start_offset, end_offset, cause) \
+         SELECT s, stream_id, partition, 200, 250, 'gap_filled' FROM audit_events.consumer_offsets, \
+                unnest(ARRAY['purview', 'trust']) AS s",
+    );
+    scene.verify();
+    // It dies when the pending range is taken, and before the cursor has passed it.
+    let points = "project_before_intent=1*off->return";
+    ended_by_kill(&mut scene.daemon_with(&[("FAILPOINTS", points), ("TRUST_LOG", "off")]));
+    let state = "SELECT (SELECT count(*) FROM audit_events.projection_pending WHERE sink = 'purview'), next_offset < 250 \
+                   FROM audit_events.projection_cursors WHERE sink = 'purview'";
+    assert_eq!(scene.sql(state), "0|t");
+    scene.verify();
+    let mut daemon = scene.daemon();
+    wait_until_written(&scene, Duration::from_secs(60));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    assert_eq!(check_union(&scene, &homes), 600);
     scene.verify();
 }
 
