@@ -12,10 +12,10 @@ use super::table::{Table, with_thousands};
 use crate::model::base64;
 use crate::model::dead_letter::{DeadLetterId, DeadLetterRow, headers_to_json};
 use crate::model::position::Partition;
-use crate::outlet::{OutletError, OutletSettings};
+use crate::outlet::OutletSettings;
 use crate::store::{
-    LETTER_MAX_COUNT, LetterCount, LetterFilter, LetterStatus, PartitionScope, Session, SessionPurpose,
-    StoreError, StoreSettings,
+    LETTER_MAX_COUNT, LetterCount, LetterFilter, LetterPage, LetterStatus, PartitionScope, Session,
+    SessionPurpose, StoreError, StoreSettings,
 };
 
 /// What to do with dead letters.
@@ -26,6 +26,8 @@ pub enum DlqCommand {
     /// Show one: where it came from, why it is dead, its payload, what was done to it
     Show(ShowArgs),
     /// Send them back to their source topic, each once, counting the attempts; at most 5
+    ///
+    /// What is rejected again meanwhile waits for the next redrive.
     Redrive(ActArgs),
     /// Give them up: recorded, nothing is deleted
     Discard(ActArgs),
@@ -118,6 +120,22 @@ pub struct ResumeArgs {
     pub json: bool,
 }
 
+/// How an answer is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Lines and tables for people.
+    Text,
+    /// One JSON object, and nothing else.
+    Json,
+}
+
+impl From<bool> for Form {
+    /// By the flag `--json`.
+    fn from(is_json: bool) -> Self {
+        if is_json { Self::Json } else { Self::Text }
+    }
+}
+
 /// A time by RFC 3339, as it was given.
 fn time(text: &str) -> Result<String, String> {
     match chrono::DateTime::parse_from_rfc3339(text) {
@@ -141,26 +159,19 @@ impl From<&FilterArgs> for LetterFilter {
 /// nothing to do, or not all could be done; [`ExitStatus::Unreachable`] when PostgreSQL or Kafka can't tell.
 ///
 /// # Errors
-/// What `out` reports, and a worker thread that died.
+/// What PostgreSQL or `out` report, and a worker thread that died.
 pub async fn run(
     command: &DlqCommand,
     store: &StoreSettings,
     outlet: &OutletSettings,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
-    let outcome = match command {
+    match command {
         DlqCommand::List(args) => list(args, store, out).await,
         DlqCommand::Show(args) => show(args, store, out).await,
         DlqCommand::Redrive(args) => redrive::run(args, store, outlet, out).await,
         DlqCommand::Discard(args) => discard(args, store, out).await,
         DlqCommand::Resume(args) => resume(args, store, out).await,
-    };
-    match outcome {
-        Err(error) if error.is::<OutletError>() => {
-            writeln!(out, "not done, as far as is known; the next `dlq redrive` settles it: {error}")?;
-            Ok(ExitStatus::Unreachable)
-        }
-        other => other,
     }
 }
 
@@ -216,13 +227,14 @@ fn age(seconds: f64) -> String {
 
 async fn show(args: &ShowArgs, store: &StoreSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let Some(id) = letter_id(&args.id) else {
-        return refuse(out, &format!("{} is no number and no <stream id>:<partition>:<offset>", args.id));
+        let reason = format!("{} is no number and no <stream id>:<partition>:<offset>", args.id);
+        return refuse(out, args.json.into(), &reason);
     };
     let mut session = store.connect(SessionPurpose::Operator).await?;
     let found = session.letter(id).await?;
     session.close().await;
     let Some(letter) = found else {
-        return refuse(out, &format!("there is no dead letter {}", args.id));
+        return refuse(out, args.json.into(), &format!("there is no dead letter {}", args.id));
     };
     if args.payload {
         out.write_all(letter.row.value.as_deref().unwrap_or_default())?;
@@ -371,14 +383,16 @@ async fn begin(
 async fn discard(args: &ActArgs, store: &StoreSettings, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
     let (mut session, filter) = match begin(args, store).await? {
         Ok(begun) => begun,
-        Err(reason) => return refuse(out, &reason),
+        Err(reason) => return refuse(out, args.json.into(), &reason),
     };
-    let (mut after, mut count) = (0, 0);
+    // What is rejected from now on was not there to be chosen.
+    let newest = session.newest_open_letter(&store.group, &filter).await?;
+    let mut page = LetterPage { after: 0, last: newest, max_count: LETTER_MAX_COUNT };
+    let mut count = 0;
     loop {
-        let rows: Vec<DeadLetterRow> =
-            session.open_letters(&store.group, &filter, (after, LETTER_MAX_COUNT)).await?;
+        let rows: Vec<DeadLetterRow> = session.open_letters(&store.group, &filter, page).await?;
         let Some(last) = rows.last() else { break };
-        after = last.row_id;
+        page.after = last.row_id;
         count += i64::try_from(rows.len())?;
         if !args.dry_run {
             let ids: Vec<DeadLetterId> = rows.iter().map(|row| row.id).collect();
@@ -401,12 +415,15 @@ async fn resume(args: &ResumeArgs, store: &StoreSettings, out: &mut dyn Write) -
     let scope = PartitionScope { topic: args.topic.clone(), partition: args.partition.map(Partition) };
     let resumed = session.resume(&store.group, &scope, (&args.actor, &args.why)).await?;
     session.close().await;
+    let refused = resumed.is_empty().then_some("no breaker of that choice is open");
     if args.json {
         let partitions: Vec<Value> = resumed
             .iter()
             .map(|(topic, partition)| json!({"topic": topic, "partition": partition.0}))
             .collect();
-        writeln!(out, "{:#}", json!({"resumed": partitions}))?;
+        writeln!(out, "{:#}", json!({"resumed": partitions, "refused": refused}))?;
+    } else if let Some(reason) = refused {
+        return refuse(out, Form::Text, reason);
     } else {
         for (topic, partition) in &resumed {
             writeln!(
@@ -415,13 +432,13 @@ async fn resume(args: &ResumeArgs, store: &StoreSettings, out: &mut dyn Write) -
             )?;
         }
     }
-    if resumed.is_empty() {
-        return refuse(out, "no breaker of that choice is open");
-    }
-    Ok(ExitStatus::Success)
+    Ok(if resumed.is_empty() { ExitStatus::Refused } else { ExitStatus::Success })
 }
 
-fn refuse(out: &mut dyn Write, reason: &str) -> anyhow::Result<ExitStatus> {
-    writeln!(out, "nothing was done: {reason}")?;
+fn refuse(out: &mut dyn Write, form: Form, reason: &str) -> anyhow::Result<ExitStatus> {
+    match form {
+        Form::Text => writeln!(out, "nothing was done: {reason}")?,
+        Form::Json => writeln!(out, "{:#}", json!({"refused": reason}))?,
+    }
     Ok(ExitStatus::Refused)
 }

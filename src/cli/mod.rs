@@ -139,6 +139,8 @@ pub fn main() -> ExitCode {
     };
     let command = arguments.command.unwrap_or(Command::Run);
     let is_daemon = matches!(command, Command::Run);
+    // What breaks there is a connection, not our output.
+    let has_output = !matches!(command, Command::Run | Command::Healthcheck);
     let level = if is_daemon { config.process.log_level } else { tracing::Level::ERROR };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -158,7 +160,7 @@ pub fn main() -> ExitCode {
     native::wait_for_let_go(LET_GO_PATIENCE);
     let code = match outcome {
         Ok(status) => status.code(),
-        Err(error) if is_broken_pipe(&error) => ExitStatus::Success.code(),
+        Err(error) if has_output && is_broken_pipe(&error) => ExitStatus::Success.code(),
         Err(error) => {
             complain(&describe(&error));
             exit_code(&error)
@@ -287,10 +289,42 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
+/// Whether who reads our output has gone, which is his right. PostgreSQL's connection may break the same way; then
+/// nothing is known of what the command did.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    })
+    let is_broken = |cause: &(dyn std::error::Error + 'static)| {
+        let error = cause.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    // A transparent wrapper leaves only the inner one in the chain.
+    let is_of_postgresql =
+        |cause: &(dyn std::error::Error + 'static)| cause.is::<StoreError>() || cause.is::<sqlx::Error>();
+    error.chain().any(is_broken) && !error.chain().any(is_of_postgresql)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+    use crate::pipeline::StrayError;
+
+    #[test]
+    fn only_a_closed_output_ends_a_command_as_if_all_were_well() {
+        let broken = || Error::from(ErrorKind::BrokenPipe);
+        let lost = || StoreError::from(sqlx::Error::Io(broken()));
+        let cases: [(anyhow::Error, bool); 7] = [
+            (broken().into(), true),
+            (anyhow::Error::from(broken()).context("write lines"), true),
+            (Error::from(ErrorKind::TimedOut).into(), false),
+            (lost().into(), false),
+            (anyhow::Error::from(lost()).context("commit"), false),
+            (StrayError::from(lost()).into(), false),
+            (sqlx::Error::Io(broken()).into(), false),
+        ];
+        for (error, expect) in cases {
+            assert_eq!(is_broken_pipe(&error), expect, "{error:#}");
+        }
+        assert_eq!(exit_code(&lost().into()), ExitStatus::Unreachable.code());
+    }
 }

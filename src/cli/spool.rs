@@ -30,7 +30,8 @@ pub enum SpoolCommand {
     /// Bring what is held to PostgreSQL, and exit; exit code 1 says what is left and why
     ///
     /// For a spool whose daemon does not run: on the disk of an instance that is gone, or to fill a gap. While a
-    /// daemon uses the directory, nothing is done: the daemon drains by itself.
+    /// daemon uses the directory, nothing is done: the daemon drains by itself. Nor is anything done in a directory
+    /// that --dir names and that was never a spool.
     Drain(drain::DrainArgs),
 }
 
@@ -100,11 +101,9 @@ const fn place_text(place: SegmentPlace) -> &'static str {
 }
 
 fn list(inspection: &Inspection, args: &ShowArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
-    let mut segments: Vec<(SegmentFile, SegmentSummary)> = Vec::new();
-    for file in inspection.files()? {
-        let summary = inspection.summary(&file)?;
-        segments.push((file, summary));
-    }
+    let mut segments = inspection.read_each(inspection.files()?, |file| inspection.summary(file))?;
+    // One that was moved meanwhile stands where it is now.
+    segments.sort_by_key(|(file, _)| (file.place, file.number));
     if args.json {
         let rows: Vec<Value> = segments.iter().map(|(file, summary)| segment_json(file, summary)).collect();
         writeln!(out, "{:#}", json!({"segments": rows}))?;
@@ -177,11 +176,9 @@ fn segment_json(file: &SegmentFile, summary: &SegmentSummary) -> Value {
 }
 
 fn verify(inspection: &Inspection, args: &ShowArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
-    let (mut findings, mut segment_count) = (Vec::new(), 0);
-    for file in inspection.files()? {
-        segment_count += 1;
-        findings.extend(inspection.verify(&file)?);
-    }
+    let verified = inspection.read_each(inspection.files()?, |file| inspection.verify(file))?;
+    let segment_count = verified.len();
+    let findings: Vec<_> = verified.into_iter().flat_map(|(_file, findings)| findings).collect();
     let missing = inspection.missing()?;
     let is_well =
         findings.iter().all(|finding| finding.kind == FindingKind::Unfinished) && missing.is_empty();
@@ -207,13 +204,13 @@ fn verify(inspection: &Inspection, args: &ShowArgs, out: &mut dyn Write) -> anyh
 }
 
 fn cat(inspection: &Inspection, args: &CatArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
-    let mut files = inspection.files()?;
-    files.sort_by_key(|file| file.number);
     let is_wanted = |file: &SegmentFile| {
         file.place == SegmentPlace::Held || (args.drained && file.place == SegmentPlace::Drained)
     };
+    let mut files: Vec<SegmentFile> = inspection.files()?.into_iter().filter(is_wanted).collect();
+    files.sort_by_key(|file| file.number);
     let mut written = Ok(());
-    for file in files.iter().filter(|file| is_wanted(file)) {
+    inspection.read_each(files, |file| {
         inspection.read(file, |batch| {
             if written.is_err() {
                 return;
@@ -225,8 +222,8 @@ fn cat(inspection: &Inspection, args: &CatArgs, out: &mut dyn Write) -> anyhow::
                 encode_shown_record(&mut lines, key, &chunk, record);
             }
             written = out.write_all(&lines);
-        })?;
-    }
+        })
+    })?;
     written?;
     Ok(ExitStatus::Success)
 }

@@ -261,7 +261,7 @@ impl Assignments {
     pub(super) fn reread(&mut self, consumer: &BaseConsumer<Context>, assignment: AssignmentId) {
         let Some(slot) = self.slots.iter().find(|slot| slot.assignment == assignment) else { return };
         let (source, position) = (Arc::clone(&slot.source), slot.next);
-        tracing::warn!(partition = %source, %position, "records are missing after a consumer error; reading again");
+        tracing::warn!(partition = %source, %position, "nothing sound follows an error of the consumer; reading again");
         let (gap_from, count) = self.rereads.entry(source).or_insert((position, 0));
         if *gap_from != position {
             (*gap_from, *count) = (position, 0);

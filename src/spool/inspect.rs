@@ -1,6 +1,8 @@
 //! Reading a spool directory along, without its lock and without changing it.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use crate::model::spool::SpooledBatch;
 use crate::model::spool::walk::Depth;
@@ -12,6 +14,9 @@ use super::held::{PartitionRanges, ranges_of};
 use super::layout::{Layout, Name};
 use super::recover::{Missing, missing};
 use super::scan::{Damage, FooterSeen, SegmentScan};
+
+/// How often a file is read that is moved each time before it can be opened.
+const READ_MAX_COUNT: usize = 3;
 
 /// A view of a spool directory.
 #[derive(Debug)]
@@ -97,7 +102,7 @@ impl std::fmt::Display for Finding {
 impl<D: Disk> Inspection<D> {
     /// A view of `directory`.
     #[must_use]
-    pub fn new(directory: &std::path::Path, disk: D) -> Self {
+    pub fn new(directory: &Path, disk: D) -> Self {
         Self { layout: Layout::new(directory), disk }
     }
 
@@ -108,6 +113,30 @@ impl<D: Disk> Inspection<D> {
         let is_ours =
             |entry: &Entry| Name::parse(&entry.name).is_some() || root.join(&entry.name) == instance;
         self.disk.list(root).map_or(true, |entries| entries.iter().any(is_ours))
+    }
+
+    /// Whether a process ever opened a spool in the directory: a file of one is there, or the folder that each start
+    /// makes. `INSTANCE` and `LOCK` alone prove nothing, the directory of day files has them too.
+    ///
+    /// # Errors
+    /// [`SpoolError::Failed`] when it can't be read.
+    pub fn was_opened(&self) -> Result<bool, SpoolError> {
+        let (drained, quarantine) = (self.layout.drained(), self.layout.quarantine());
+        let has_files = |count: usize| count > 0;
+        Ok(self.file_count(self.layout.root())?.is_some_and(has_files)
+            || self.file_count(&drained)?.is_some()
+            || self.file_count(&quarantine)?.is_some_and(has_files))
+    }
+
+    /// How many files of a spool are in `directory`; `None` when that is no directory.
+    fn file_count(&self, directory: &Path) -> Result<Option<usize>, SpoolError> {
+        match self.disk.list(directory) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            listed => {
+                let entries = listed.doing("list", directory)?;
+                Ok(Some(entries.iter().filter(|entry| Name::parse(&entry.name).is_some()).count()))
+            }
+        }
     }
 
     /// The files, by place, then by number.
@@ -131,6 +160,53 @@ impl<D: Disk> Inspection<D> {
         }
         files.sort_by_key(|file| (file.place, file.number));
         Ok(files)
+    }
+
+    /// Reads `files`, in their order, each once and where it is by then: a process that drains moves segments to
+    /// `drained/`, back, or to `quarantine/`, also while the directory is listed. One that is gone is left out. Returns
+    /// the files as they were read, each with what `read` gave.
+    ///
+    /// # Errors
+    /// What `read` says of a file that is there; [`SpoolError::Failed`] when the directory can't be read.
+    pub fn read_each<T>(
+        &self,
+        files: Vec<SegmentFile>,
+        mut read: impl FnMut(&SegmentFile) -> Result<T, SpoolError>,
+    ) -> Result<Vec<(SegmentFile, T)>, SpoolError> {
+        let (mut found, mut paths) = (Vec::with_capacity(files.len()), BTreeSet::new());
+        for mut file in files {
+            for _ in 0..READ_MAX_COUNT {
+                if paths.contains(&file.path) {
+                    break;
+                }
+                match read(&file) {
+                    Err(SpoolError::Failed { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                    outcome => {
+                        let value = outcome?;
+                        paths.insert(file.path.clone());
+                        found.push((file, value));
+                        break;
+                    }
+                }
+                let Some(moved) = self.moved(&file)? else { break };
+                file = moved;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where the segment is by now whose file is no longer where it was listed.
+    fn moved(&self, file: &SegmentFile) -> Result<Option<SegmentFile>, SpoolError> {
+        // Out of quarantine nothing is moved but by hand; and other files there have the number of a segment, too.
+        if file.place == SegmentPlace::Quarantined {
+            return Ok(None);
+        }
+        let quarantined = self.layout.segment_in_quarantine(file.number);
+        let is_it = |other: &SegmentFile| {
+            other.number == file.number
+                && (other.place != SegmentPlace::Quarantined || other.path == quarantined)
+        };
+        Ok(self.files()?.into_iter().find(is_it))
     }
 
     /// What a file holds, by its checksums.
@@ -175,10 +251,10 @@ impl<D: Disk> Inspection<D> {
     pub fn missing(&self) -> Result<Vec<Missing>, SpoolError> {
         let files = self.files()?;
         let known = files.iter().map(|file| file.number).collect();
-        let held = files.iter().filter(|file| file.place == SegmentPlace::Held);
-        let scans: Result<Vec<_>, _> =
-            held.map(|file| self.scan(file, Depth::Checksums, |_batch| ())).collect();
-        Ok(missing(&scans?, &known))
+        let held = files.into_iter().filter(|file| file.place == SegmentPlace::Held).collect();
+        let scans = self.read_each(held, |file| self.scan(file, Depth::Checksums, |_batch| ()))?;
+        let scans: Vec<SegmentScan> = scans.into_iter().map(|(_file, scan)| scan).collect();
+        Ok(missing(&scans, &known))
     }
 
     /// Hands over the whole batches of a file that stand in their places, in order, one in memory at a time;

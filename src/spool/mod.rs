@@ -89,7 +89,8 @@
 //! # Reading along
 //!
 //! [`Inspection`] reads a directory without the lock, also while it is written to. What it shows are whole
-//! batches; the last append may be on its way to the disk at that moment.
+//! batches; the last append may be on its way to the disk at that moment. A segment that is moved meanwhile is read
+//! where it is then.
 
 pub mod disk;
 mod drain;

@@ -27,6 +27,17 @@ pub struct LetterFilter {
     pub row_ids: Option<Vec<i64>>,
 }
 
+/// A page of dead letters, in the order of their `dead_letter_id`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LetterPage {
+    /// The one before the page; 0: it is the first page.
+    pub after: i64,
+    /// The last one that any page may have.
+    pub last: i64,
+    /// How many the page has at most.
+    pub max_count: i64,
+}
+
 /// What became of a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LetterState {
@@ -229,8 +240,27 @@ impl Session {
         Ok(row.try_get("is_ours")?)
     }
 
-    /// The dead letters of `group` that may still be redriven or discarded, by `dead_letter_id` from the one after
-    /// `after` on, at most `limit`, and some MiB of them.
+    /// The highest `dead_letter_id` of `group` that may be redriven or discarded now; 0 when there is none. What is
+    /// rejected from now on has a higher one, also a record that was redriven: each rejection is a row of its own, and
+    /// the ids are given in the order of time.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; [`StoreError::Refused`] when `since` is no time.
+    pub async fn newest_open_letter(
+        &mut self,
+        group: &str,
+        filter: &LetterFilter,
+    ) -> Result<i64, StoreError> {
+        let sql = format!(
+            "SELECT t.dead_letter_id FROM audit_events.dead_letter_states AS t \
+              WHERE {FILTER} AND t.state IN ('waiting', 'relayed') ORDER BY t.dead_letter_id DESC LIMIT 1"
+        );
+        let query = bind_filter!(sqlx::query(sqlx::AssertSqlSafe(sql)), group, filter);
+        let row = query.fetch_optional(&mut self.connection).await?;
+        Ok(row.map(|row| row.try_get("dead_letter_id")).transpose()?.unwrap_or(0))
+    }
+
+    /// The dead letters of `group` that may still be redriven or discarded, as `page` says, and some MiB of them.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -238,20 +268,22 @@ impl Session {
         &mut self,
         group: &str,
         filter: &LetterFilter,
-        (after, limit): (i64, i64),
+        page: LetterPage,
     ) -> Result<Vec<DeadLetterRow>, StoreError> {
         let sql = format!(
             "SELECT {ROW_COLUMNS} FROM audit_events.dead_letters AS d \
                JOIN (SELECT o.dead_letter_id, \
                             sum({LETTER_LEN_BYTES}) OVER (ORDER BY o.dead_letter_id) - {LETTER_LEN_BYTES} AS before \
                        FROM (SELECT t.dead_letter_id FROM audit_events.dead_letter_states AS t \
-                              WHERE {FILTER} AND t.state IN ('waiting', 'relayed') AND t.dead_letter_id > $6 \
-                              ORDER BY t.dead_letter_id LIMIT $7) AS o \
+                              WHERE {FILTER} AND t.state IN ('waiting', 'relayed') \
+                                AND t.dead_letter_id > $6 AND t.dead_letter_id <= $7 \
+                              ORDER BY t.dead_letter_id LIMIT $8) AS o \
                        JOIN audit_events.dead_letters AS d USING (dead_letter_id)) AS t USING (dead_letter_id) \
               WHERE t.before <= {LETTERS_MAX_LEN_BYTES} ORDER BY d.dead_letter_id"
         );
         let query = bind_filter!(sqlx::query(sqlx::AssertSqlSafe(sql)), group, filter);
-        let rows = query.bind(after).bind(limit).fetch_all(&mut self.connection).await?;
+        let query = query.bind(page.after).bind(page.last).bind(page.max_count);
+        let rows = query.fetch_all(&mut self.connection).await?;
         rows.iter().map(row_of).collect()
     }
 

@@ -54,7 +54,9 @@ pub use export::EventFilter;
 pub use gaps::{GapAnswer, GapDeclaration};
 pub use import::{IMPORT_GROUP, ImportSource, TableError};
 pub use legacy::{AdoptedSchema, ForeignObject, SchemaAdoption};
-pub use letter_actions::{LetterCount, LetterFilter, LetterState, LetterStatus, OpenRedrive, PartitionScope};
+pub use letter_actions::{
+    LetterCount, LetterFilter, LetterPage, LetterState, LetterStatus, OpenRedrive, PartitionScope,
+};
 pub use migrate::migrate;
 pub use projections::{
     Adoption, FileRecord, PageEnd, ProjectionFile, ProjectionInstance, ProjectionLag, ProjectionLines,

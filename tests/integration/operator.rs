@@ -1,5 +1,6 @@
 //! What an operator sees when something is set up wrong, and how a daemon stops.
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::account::PLAN;
@@ -49,6 +50,32 @@ fn what_is_set_up_wrong_is_said_in_one_line() {
         &["kafka       FAILED", "kafka's properties are wrong", "queued.min.messages"],
     );
     check(&scene, &["check"], 0, &["guarantee: every record"]);
+}
+
+/// It was made a spool, found empty, and all was said to be well.
+#[test]
+fn a_directory_that_was_never_a_spool_is_not_drained() {
+    let scene = Scene::new("nospool", 1);
+    let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nospool").join(&scene.name);
+    let spool = logs.join("spool");
+    std::fs::create_dir_all(&spool).unwrap();
+    // As a daemon leaves its LOG_DIR, and a file that somebody writes there.
+    let names = ["INSTANCE", "LOCK", "report.new"];
+    names.iter().for_each(|name| std::fs::write(logs.join(name), name).unwrap());
+    let (logs, spool) = (logs.to_str().unwrap(), spool.to_str().unwrap());
+    let drain_logs = ["spool", "drain", "--dir", logs];
+    let drain_spool = ["spool", "drain", "--dir", spool];
+    check(&scene, &drain_logs, 1, &["nothing was done", "is no spool", "SPOOL_DIR"]);
+    check(&scene, &drain_spool, 1, &["is no spool"]);
+    // The spool in it, from its first start on, although it never held anything.
+    check(&scene, &["spool", "drain", "--spool-dir", spool], 0, &["nothing is left in the spool"]);
+    check(&scene, &drain_logs, 1, &["nothing was done", format!("--dir {spool}").as_str()]);
+    check(&scene, &drain_spool, 0, &["nothing is left in the spool"]);
+    let entries = std::fs::read_dir(logs).unwrap();
+    let mut left: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["INSTANCE", "LOCK", "report.new", "spool"]);
 }
 
 #[test]

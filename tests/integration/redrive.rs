@@ -1,5 +1,6 @@
 //! What an operator does to dead letters, and breakers.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use audit_consumer::model::sample::SamplePlan;
@@ -162,6 +163,50 @@ fn a_redrive_that_is_killed_at_every_step_sends_each_record_once() {
         scene.sql("SELECT state, count(*) FROM audit_events.dead_letter_states GROUP BY state"),
         format!("redriven|{letter_count}")
     );
+}
+
+/// A later page had what the daemon had rejected again of the earlier ones: up to 4 attempts in one command.
+#[test]
+fn what_is_rejected_again_while_a_redrive_runs_waits_for_the_next_one() {
+    let scene = Scene::new("redriveonce", 1).set("DLQ_BREAKER_SHARE", "100");
+    // 8 transactions: the daemon has stored copies of the first long before the last.
+    let letter_count = 1_600;
+    let payloads: Vec<Option<Vec<u8>>> =
+        (0..letter_count).map(|index| Some(format!("no event {index}").into_bytes())).collect();
+    scene.send_all(&payloads);
+    let mut daemon = scene.daemon();
+    scene.wait_until_read(letter_count, Duration::from_secs(30));
+    let (is_done, answer) = json(&scene, &["dlq", "redrive", "--all", "--why", "test", "--json"]);
+    assert_eq!(
+        (&answer["redriven"], &answer["left"], is_done),
+        (&letter_count.into(), &0.into(), true),
+        "{answer:#}"
+    );
+    scene.wait_until_read(2 * letter_count, Duration::from_secs(30));
+    wait_until_relayed(&scene, Duration::from_secs(60));
+    assert!(daemon.terminate(Duration::from_secs(15)).0.success());
+    let mut attempts: BTreeMap<String, u64> = BTreeMap::new();
+    for letter in read_topic(&scene.stack, &letter_topic(&scene), "read_committed") {
+        *attempts.entry(letter.header("dlq.attempt").to_owned()).or_default() += 1;
+    }
+    let expect = ["1", "2"].map(|attempt| (attempt.to_owned(), letter_count));
+    assert_eq!(attempts, BTreeMap::from(expect), "each once more, and none twice");
+    assert_eq!(scene.number("SELECT count(*) FROM audit_events.dead_letters"), 2 * letter_count);
+    scene.verify();
+}
+
+#[test]
+fn what_is_refused_is_said_in_the_one_json_object() {
+    let scene = Scene::new("dlqrefused", 1);
+    let check = |args: &[&str], expect: &str| {
+        let (is_done, answer) = json(&scene, args);
+        let said = answer["refused"].as_str().unwrap_or_default();
+        assert!(!is_done && said.contains(expect), "{args:?}: {answer:#}");
+    };
+    check(&["dlq", "resume", "--why", "?", "--json"], "no breaker of that choice is open");
+    check(&["dlq", "redrive", "--why", "?", "--json"], "or say --all");
+    check(&["dlq", "discard", "--ids", "7", "--why", "?", "--json"], "there is no dead letter 7");
+    check(&["dlq", "show", "7", "--json"], "there is no dead letter 7");
 }
 
 #[test]

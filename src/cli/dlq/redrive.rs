@@ -4,6 +4,8 @@
 //! then one Kafka transaction sends the records, each with the redrive's id in a header; then the intent is settled. A
 //! redrive that was interrupted is settled by the next one: its producer fences the old one and ends its transaction,
 //! and then the topic from those ends on shows whether it was committed.
+//!
+//! A record that is rejected again while the redrive goes on is a new dead letter: that one waits for the next redrive.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -20,7 +22,7 @@ use crate::model::dead_letter::{ATTEMPT_MAX, DeadLetterId, DeadLetterRow, Outgoi
 use crate::model::position::{Offset, Partition, is_import};
 use crate::observe::Clock;
 use crate::outlet::{LetterSpans, OutletError, OutletSettings, Producer, Purpose, Reader, Topic, Topics};
-use crate::store::{LetterFilter, OpenRedrive, Session, StoreSettings};
+use crate::store::{LetterFilter, LetterPage, OpenRedrive, Session, StoreSettings};
 
 /// How many records go in one transaction.
 const REDRIVE_MAX_COUNT: i64 = 200;
@@ -30,6 +32,8 @@ const REDRIVE_MAX_COUNT: i64 = 200;
 struct Tally {
     counts: BTreeMap<(String, String), Counts>,
     settled: Vec<(Uuid, &'static str)>,
+    /// Why it ended early, when Kafka did not do its part.
+    trouble: Option<String>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -112,7 +116,7 @@ pub(super) async fn run(
 ) -> anyhow::Result<ExitStatus> {
     let (mut session, filter) = match begin(args, store).await? {
         Ok(begun) => begun,
-        Err(reason) => return refuse(out, &reason),
+        Err(reason) => return refuse(out, args.json.into(), &reason),
     };
     let chosen = session.count_letters(&store.group, &filter).await?;
     if let Some(import) = chosen.iter().find(|count| is_import(&count.topic)) {
@@ -121,44 +125,46 @@ pub(super) async fn run(
             "{} has no topic that a record could go back to; mend a copy of the source and import that, or discard them",
             import.topic
         );
-        return refuse(out, &reason);
+        return refuse(out, args.json.into(), &reason);
     }
+    let sources: Vec<String> = chosen.into_iter().map(|count| count.topic).collect();
+    let mut tally = Tally::default();
+    let outcome = redrive(args, (store, outlet), (&mut session, &filter, sources), &mut tally).await;
+    session.close().await;
+    let outcome = match outcome {
+        Err(error) if error.is::<OutletError>() => {
+            let trouble = format!("not done, as far as is known; the next `dlq redrive` settles it: {error}");
+            tally.trouble = Some(trouble);
+            Ok(())
+        }
+        outcome => outcome,
+    };
+    if outcome.is_ok() || !tally.is_empty() {
+        tally.write_to(args, out)?;
+    }
+    outcome?;
+    Ok(tally.status())
+}
+
+/// Settles what was interrupted and sends what is chosen, of the topics `sources`; `tally` has what was done, also
+/// after an error.
+async fn redrive(
+    args: &ActArgs,
+    (store, outlet): (&StoreSettings, &OutletSettings),
+    (session, filter, mut sources): (&mut Session, &LetterFilter, Vec<String>),
+    tally: &mut Tally,
+) -> anyhow::Result<()> {
     let open = session.open_redrives(&store.group).await?;
-    let mut sources: Vec<String> = chosen.iter().map(|count| count.topic.clone()).collect();
     sources.extend(open.iter().filter_map(topic_of));
     sources.sort_unstable();
     sources.dedup();
     let settings = outlet.clone();
     let kafka = blocking(move || Kafka::begin(&settings, &sources)).await?;
-    let mut tally = Tally::default();
     let spans = LetterSpans { traces: super::super::traces(), clock: Clock::default() };
-    let mut work = Redrive {
-        args,
-        group: &store.group,
-        outlet,
-        session: &mut session,
-        kafka,
-        tally: &mut tally,
-        spans: &spans,
-    };
-    if !args.dry_run {
-        work.settle(open).await?;
-    }
-    // What was settled as not sent is chosen again.
-    let chosen_count: i64 = work
-        .session
-        .count_letters(&store.group, &filter)
-        .await?
-        .iter()
-        .filter(|count| count.state.is_open())
-        .map(|count| count.count)
-        .sum();
-    let outcome = work.send_all(&filter, chosen_count).await;
+    let mut work = Redrive { args, group: &store.group, outlet, session, kafka, tally, spans: &spans };
+    let outcome = work.settle_and_send(open, filter).await;
     tokio::task::block_in_place(|| spans.traces.shutdown());
-    session.close().await;
-    tally.write_to(args, out)?;
-    outcome?;
-    Ok(tally.status())
+    outcome
 }
 
 fn topic_of(redrive: &OpenRedrive) -> Option<String> {
@@ -182,6 +188,17 @@ struct Redrive<'a> {
 }
 
 impl Redrive<'_> {
+    async fn settle_and_send(&mut self, open: Vec<OpenRedrive>, filter: &LetterFilter) -> anyhow::Result<()> {
+        if !self.args.dry_run {
+            self.settle(open).await?;
+        }
+        // What was settled as not sent is chosen again.
+        let counts = self.session.count_letters(self.group, filter).await?;
+        let chosen_count: i64 =
+            counts.iter().filter(|count| count.state.is_open()).map(|count| count.count).sum();
+        self.send_all(filter, chosen_count).await
+    }
+
     /// Settles redrives that were interrupted.
     async fn settle(&mut self, open: Vec<OpenRedrive>) -> anyhow::Result<()> {
         for redrive in open {
@@ -223,11 +240,14 @@ impl Redrive<'_> {
     async fn send_all(&mut self, filter: &LetterFilter, chosen_count: i64) -> anyhow::Result<()> {
         let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} {per_sec} eta {eta}")?;
         let progress = ProgressBar::new(u64::try_from(chosen_count).unwrap_or(0)).with_style(style);
-        let mut after = 0;
+        // 1. A page is sent. 2. The daemon rejects its records again: new rows, with higher ids. 3. A later page would
+        // have those, and send them once more. So no page goes beyond what is there now.
+        let newest = self.session.newest_open_letter(self.group, filter).await?;
+        let mut page = LetterPage { after: 0, last: newest, max_count: REDRIVE_MAX_COUNT };
         loop {
-            let rows = self.session.open_letters(self.group, filter, (after, REDRIVE_MAX_COUNT)).await?;
+            let rows = self.session.open_letters(self.group, filter, page).await?;
             let Some(last) = rows.last() else { break };
-            after = last.row_id;
+            page.after = last.row_id;
             progress.inc(u64::try_from(rows.len())?);
             let mut by_topic: BTreeMap<String, Vec<DeadLetterRow>> = BTreeMap::new();
             for row in rows {
@@ -301,7 +321,15 @@ impl Tally {
         self.sum(|counts| counts.loop_guard + counts.too_large + counts.no_topic)
     }
 
+    /// Whether nothing was found out, or done.
+    fn is_empty(&self) -> bool {
+        self.counts.is_empty() && self.settled.is_empty()
+    }
+
     fn status(&self) -> ExitStatus {
+        if self.trouble.is_some() {
+            return ExitStatus::Unreachable;
+        }
         let is_something = self.sum(|counts| counts.redriven) > 0 || !self.settled.is_empty();
         let is_all = is_something && self.left_count() == 0;
         if is_all { ExitStatus::Success } else { ExitStatus::Refused }
@@ -326,11 +354,21 @@ impl Tally {
                 .collect();
             let answer = json!({
                 "dry_run": args.dry_run, "redriven": self.sum(|counts| counts.redriven),
-                "left": self.left_count(), "by_reason": rows, "settled": settled,
+                "left": self.left_count(), "by_reason": rows, "settled": settled, "trouble": self.trouble,
             });
             writeln!(out, "{answer:#}")?;
             return Ok(());
         }
+        if !self.is_empty() || self.trouble.is_none() {
+            self.write_table(args, out)?;
+        }
+        if let Some(trouble) = &self.trouble {
+            writeln!(out, "{trouble}")?;
+        }
+        Ok(())
+    }
+
+    fn write_table(&self, args: &ActArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         for (id, outcome) in &self.settled {
             writeln!(out, "an earlier redrive {id} was interrupted: {outcome}")?;
         }
@@ -355,5 +393,44 @@ impl Tally {
             with_thousands(self.left_count())
         )?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::FilterArgs;
+    use super::*;
+
+    fn told(tally: &Tally, is_json: bool) -> String {
+        let args = ActArgs {
+            filter: FilterArgs::default(),
+            ids: Vec::new(),
+            all: true,
+            dry_run: false,
+            why: None,
+            actor: "a test".into(),
+            json: is_json,
+        };
+        let mut out = Vec::new();
+        tally.write_to(&args, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_redrive_that_kafka_ended_early_is_told_in_one_json_object_or_behind_the_table() {
+        let trouble = "not done: kafka is away";
+        let mut tally = Tally { trouble: Some(trouble.into()), ..Tally::default() };
+        assert_eq!(told(&tally, false), format!("{trouble}\n"), "nothing was begun");
+        let counts = Counts { redriven: 200, ..Counts::default() };
+        tally.counts.insert(("orders".into(), "not_json".into()), counts);
+        let text = told(&tally, false);
+        assert!(text.contains("200 dead letters redriven"), "{text}");
+        assert!(text.ends_with(&format!("\n{trouble}\n")), "{text}");
+        let answer: Value = serde_json::from_str(&told(&tally, true)).unwrap();
+        assert_eq!((&answer["redriven"], &answer["trouble"]), (&200.into(), &trouble.into()), "{answer:#}");
+        assert_eq!(tally.status(), ExitStatus::Unreachable);
+        tally.trouble = None;
+        let answer: Value = serde_json::from_str(&told(&tally, true)).unwrap();
+        assert_eq!((&answer["trouble"], tally.status()), (&Value::Null, ExitStatus::Success));
     }
 }

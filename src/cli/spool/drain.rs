@@ -72,7 +72,8 @@ struct Done {
     topics: BTreeMap<StreamPartition, Arc<str>>,
 }
 
-/// Drains the spool in `dir`.
+/// Drains the spool in `dir`. [`ExitStatus::Refused`] while a daemon has it, and for a directory that `args` name and
+/// that was never a spool.
 ///
 /// # Errors
 /// What PostgreSQL, the disk or `out` report; what was stored until then is stored.
@@ -82,6 +83,12 @@ pub async fn run(
     config: &Config,
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitStatus> {
+    // Before anything is written there, or removed.
+    if args.dir.is_some()
+        && let Some(reason) = tokio::task::block_in_place(|| no_spool(dir))?
+    {
+        return refuse(args, out, &reason);
+    }
     let mut store = app::store_settings(config);
     let limits = app::spool_limits(config.spool.as_ref());
     let opened = tokio::task::block_in_place(|| {
@@ -91,8 +98,8 @@ pub async fn run(
     let (instance, opened) = opened?;
     let (spool, recovery) = match opened {
         Err(error @ SpoolError::Held { .. }) => {
-            writeln!(out, "nothing was done: {error}; a daemon drains its spool by itself, stop it first")?;
-            return Ok(ExitStatus::Refused);
+            let reason = format!("{error}; a daemon drains its spool by itself, stop it first");
+            return refuse(args, out, &reason);
         }
         opened => opened?,
     };
@@ -117,6 +124,30 @@ pub async fn run(
     }
     outcome?;
     Ok(if done.is_well() { ExitStatus::Success } else { ExitStatus::Findings })
+}
+
+/// Why `dir` is not drained, when no process ever opened a spool in it: to open it would make one there, find it empty
+/// and say that all is well.
+fn no_spool(dir: &Path) -> Result<Option<String>, SpoolError> {
+    if Inspection::new(dir, LocalDisk).was_opened()? {
+        return Ok(None);
+    }
+    let inner = dir.join("spool");
+    let advice = if Inspection::new(&inner, LocalDisk).was_opened().unwrap_or(false) {
+        format!("there is one in it: --dir {}", inner.display())
+    } else {
+        "name by --dir what its daemon had as SPOOL_DIR, or LOG_DIR/spool where that was not set".into()
+    };
+    Ok(Some(format!("{} is no spool, it has no segments and no drained/; {advice}", dir.display())))
+}
+
+fn refuse(args: &DrainArgs, out: &mut dyn Write, reason: &str) -> anyhow::Result<ExitStatus> {
+    if args.json {
+        writeln!(out, "{:#}", json!({"ok": false, "refused": reason}))?;
+    } else {
+        writeln!(out, "nothing was done: {reason}")?;
+    }
+    Ok(ExitStatus::Refused)
 }
 
 /// A spool that is drained.

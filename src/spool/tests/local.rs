@@ -13,8 +13,8 @@ use crate::model::spool::encode_shown_record;
 use crate::model::spool::tests::{at, key, plain, small_chunk};
 use crate::spool::disk::LocalDisk;
 use crate::spool::{
-    Drain, FindingKind, Inspection, Next, PartitionRanges, QuarantinedWhen, Recovery, SegmentPlace, Spool,
-    SpoolError, SpoolLimits,
+    Drain, FindingKind, Inspection, Next, PartitionRanges, QuarantinedWhen, Recovery, SegmentFile,
+    SegmentPlace, Spool, SpoolError, SpoolLimits, instance_of,
 };
 
 fn open(directory: &Path, limits: SpoolLimits) -> Result<(Spool, Recovery), SpoolError> {
@@ -277,6 +277,56 @@ fn a_segment_that_is_taken_away_is_missed_when_reading_along() {
     fs::remove_file(directory.path().join("segment-0000000000000002.jsonl")).unwrap();
     let missing = inspection.missing().unwrap();
     assert_eq!((missing.len(), missing[0].segment.0, missing[0].named_by.0), (1, 2, 3));
+}
+
+/// It was an error that the file was not where it had been listed.
+#[test]
+fn a_segment_that_is_moved_while_reading_along_is_read_once_where_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = SpoolLimits { segment_len_bytes: 0, ..LIMITS };
+    let (mut spool, _) = open(directory.path(), limits).unwrap();
+    for index in 0..3 {
+        spool.append(&keyed(&[small_chunk(0, index * 5, 5)]), 1).unwrap();
+    }
+    let inspection = Inspection::new(directory.path(), LocalDisk);
+    let check = |files: Vec<SegmentFile>, expect: &[(u64, SegmentPlace)]| {
+        let read = inspection.read_each(files, |file| inspection.summary(file)).unwrap();
+        assert!(read.iter().all(|(_, summary)| summary.record_count == 5));
+        let places: Vec<_> = read.iter().map(|(file, _)| (file.number.0, file.place)).collect();
+        assert_eq!(places, expect);
+    };
+    let before = inspection.files().unwrap();
+    spool.mark_drained(key(0), at(10), 1).unwrap();
+    let after = inspection.files().unwrap();
+    // A listing that was under way has what was moved in both places.
+    let both: Vec<SegmentFile> = before.into_iter().chain(after.iter().cloned()).collect();
+    check(both, &[(1, SegmentPlace::Drained), (2, SegmentPlace::Drained), (3, SegmentPlace::Held)]);
+    // A failover takes it back.
+    assert!(spool.restore(key(0), at(5)).unwrap());
+    check(after.clone(), &[(3, SegmentPlace::Held), (1, SegmentPlace::Drained), (2, SegmentPlace::Held)]);
+    fs::remove_file(directory.path().join("drained/segment-0000000000000001-drained-1.jsonl")).unwrap();
+    check(after, &[(3, SegmentPlace::Held), (2, SegmentPlace::Held)]);
+}
+
+#[test]
+fn a_directory_is_a_spool_from_its_first_start_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let is_spool = |path: &Path| Inspection::new(path, LocalDisk).was_opened().unwrap();
+    let root = directory.path().join("spool");
+    assert!(!is_spool(&root), "it is not there");
+    // A directory of day files has these two as well.
+    instance_of(&root).unwrap();
+    fs::write(root.join("LOCK"), "process 1").unwrap();
+    assert!(!is_spool(&root));
+    drop(open(&root, LIMITS).unwrap());
+    assert!(is_spool(&root), "nothing was ever appended");
+    // A copy that leaves empty folders out.
+    let copy = directory.path().join("copy");
+    let segment = copy.join("segment-0000000000000001.jsonl");
+    fs::create_dir(&copy).unwrap();
+    fs::write(&segment, "").unwrap();
+    assert!(is_spool(&copy));
+    assert!(!is_spool(&segment), "it is a file");
 }
 
 #[test]
