@@ -203,7 +203,7 @@ unsafe fn text(pointer: *const c_char) -> String {
 }
 
 /// The first offset of a partition and the position after its last one, as the last fetch has seen them; asks nobody.
-/// `None` before the first fetch.
+/// Negative as librdkafka has them: -1001 before the first fetch, -1 where the last one was answered by an error.
 pub(crate) fn cached_watermarks<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     topic: &str,
@@ -221,7 +221,7 @@ pub(crate) fn cached_watermarks<C: ConsumerContext>(
             &raw mut high,
         )
     };
-    (code == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some((low, high))
+    (code == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR).then_some((low, high))
 }
 
 /// Calls `each` with the key and the value of each header of `message`, in order.

@@ -15,7 +15,7 @@ use crate::model::position::{Offset, TopicPartition};
 use crate::model::record::AssignmentId;
 use crate::model::spool::mode::Mode;
 use crate::observe::board::{DatabaseState, Hold, HoldCode, OwnedPartition};
-use crate::source::{Offer, Placement};
+use crate::source::{HandedOn, Offer, Placement};
 use crate::spool::disk::Disk;
 use crate::store::{
     Claim, ClaimAnswer, ClaimRequest, ClaimedPosition, GapAnswer, GapDeclaration, SessionPurpose, Store,
@@ -24,7 +24,7 @@ use crate::store::{
 
 /// How long a position must have been beyond the end before that is taken for final.
 const BEYOND_END_CONFIRMED_AFTER: Duration = Duration::from_secs(10);
-/// How long what was read before the poll thread ended an assignment may take while PostgreSQL answers.
+/// How long what was read before the poll thread ended an assignment may get no further while PostgreSQL answers.
 const OUTSTANDING_PATIENCE: Duration = Duration::from_secs(60);
 
 impl<S: Store, D: Disk> Pipeline<S, D> {
@@ -46,13 +46,17 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
 
     /// Whether records of an assignment that the poll thread has ended are still on their way to PostgreSQL, or to the
     /// spool: Kafka may not have them a second time. While PostgreSQL is away nothing could be claimed anyway.
-    fn is_outstanding(&self, offer: &Offer) -> bool {
-        let Some(handed_on) = offer.handed_on else { return false };
+    fn is_outstanding(&mut self, offer: &Offer) -> bool {
+        let Some(HandedOn { assignment, to }) = offer.handed_on else { return false };
+        let now = self.clock.monotonic();
         let board = self.board.lock();
-        let Some(owned) = board.owned.get(&handed_on.assignment) else { return false };
-        let is_kept = owned.spooled_to.unwrap_or(owned.position) >= handed_on.to;
-        let waited = self.clock.monotonic().saturating_duration_since(handed_on.ended_at);
-        !is_kept && (board.database != DatabaseState::Up || waited < OUTSTANDING_PATIENCE)
+        let owned = board.owned.get(&assignment);
+        let Some(kept) = owned.map(|owned| owned.spooled_to.unwrap_or(owned.position)) else { return false };
+        let (known, since) = self.outstanding.entry(assignment).or_insert((kept, now));
+        if *known != kept || board.database != DatabaseState::Up {
+            (*known, *since) = (kept, now);
+        }
+        kept < to && now.saturating_duration_since(*since) < OUTSTANDING_PATIENCE
     }
 
     /// Claims what is offered.
@@ -368,12 +372,16 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         None
     }
 
-    /// Notes why a partition is not read; says so once. What waits for an operator goes on waiting while Kafka is away.
+    /// Notes why a partition is not read; says so once. That Kafka is away ends no wait for a gap, and makes no other
+    /// stream of a topic.
     pub(super) fn hold(&self, source: &Arc<TopicPartition>, code: HoldCode, detail: String) {
         self.metrics.claimed(code.as_str());
         let mut board = self.board.lock();
         let known = board.held.get(source);
-        if code == HoldCode::KafkaUnavailable && known.is_some_and(|hold| hold.code.needs_operator()) {
+        let lasts = |hold: &Hold| {
+            matches!(hold.code, HoldCode::RecordsDeleted | HoldCode::TopicRecreated | HoldCode::ForeignGroup)
+        };
+        if code == HoldCode::KafkaUnavailable && known.is_some_and(lasts) {
             return;
         }
         let known = known.filter(|hold| hold.code == code);

@@ -165,6 +165,8 @@ pub struct Pipeline<S: Store = StoreSettings, D: Disk = LocalDisk> {
     sources: watch::Sender<Arc<FederatedSources>>,
     next_assignment: u64,
     claim_not_before: HashMap<Arc<TopicPartition>, Instant>,
+    /// How far what the poll thread has ended is kept, and since when that has not changed while PostgreSQL answered.
+    outstanding: HashMap<AssignmentId, (Offset, Instant)>,
     breakers: HashMap<Arc<TopicPartition>, OpenBreaker>,
     /// When PostgreSQL may be asked about them again.
     ask_breakers_at: Instant,
@@ -243,6 +245,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
             sources,
             next_assignment: 1,
             claim_not_before: HashMap::new(),
+            outstanding: HashMap::new(),
             breakers: HashMap::new(),
             ask_breakers_at: partitions_at,
             outage: None,
@@ -341,6 +344,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
     fn gave_up(&mut self, report: LaneReport) {
         let LaneReport { assignment, why } = report;
         self.mirrored.remove(&assignment);
+        self.outstanding.remove(&assignment);
         let Some(owned) = self.board.lock().owned.remove(&assignment) else { return };
         let source = owned.source;
         if !matches!(why, GiveUp::BreakerOpened(_)) {

@@ -313,6 +313,7 @@ impl<S: Store, D: Disk> Pipeline<S, D> {
         let mut board = self.board.lock();
         assignments.iter().for_each(|assignment| {
             self.mirrored.remove(assignment);
+            self.outstanding.remove(assignment);
         });
         assignments.iter().filter_map(|assignment| board.owned.remove(assignment)).collect()
     }

@@ -45,7 +45,7 @@ impl Held {
 
     /// What `slot` read, whose last chunk has left.
     fn after(slot: Slot, now: Instant) -> Self {
-        let handed_on = HandedOn { assignment: slot.assignment, to: slot.handed_to, ended_at: now };
+        let handed_on = HandedOn { assignment: slot.assignment, to: slot.handed_to };
         Self { handed_on: Some(handed_on), ..Self::new(slot.source, now) }
     }
 }
@@ -176,6 +176,10 @@ impl Assignments {
         let offset = KafkaOffset::Offset(position.as_i64());
         match granted.add_partition_offset(&source.topic, source.partition.0, offset) {
             Ok(()) => {
+                // Nothing that could be read stands behind it, so nothing was in vain.
+                if position >= description.high {
+                    self.rereads.remove(&source);
+                }
                 self.slots_changed();
                 self.slots.push(Slot::new(
                     source,

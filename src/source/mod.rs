@@ -10,7 +10,7 @@
 //! - Chunks cover a partition's offsets without a hole: each offset is a record or counted as absent. A gap
 //!   right after a consumer error is not taken for absent: the partition is read again.
 //! - What was read before an assignment is ended here (a gap after an error, a position that Kafka has no more) still
-//!   goes to its lane, and the next offer says how far: Kafka may not have it a second time.
+//!   goes to its lane or the spooler, and the next offer says how far: Kafka may not have it a second time.
 //! - A chunk leaves only after the topic's id was seen unchanged *after* the chunk was read (the gate). Ids
 //!   never come back, so its records are of the stream that was claimed, although librdkafka goes on silently
 //!   at the same offset when a topic is deleted and created again (`rdkafka_topic.c`, "an offset reset must
@@ -34,7 +34,7 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
@@ -153,8 +153,6 @@ pub struct HandedOn {
     pub assignment: AssignmentId,
     /// The position behind the last chunk.
     pub to: Offset,
-    /// When the assignment was ended.
-    pub ended_at: Instant,
 }
 
 /// The pipeline's answer to an offer.

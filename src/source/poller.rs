@@ -364,7 +364,7 @@ impl Poller {
             return true;
         }
         let mut state = self.assignments.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut suspects = self.standing_still(&state, now);
+        let mut suspects = self.standing_still(&mut state, now, is_connected);
         if let Ok(positions) = self.consumer.position() {
             for element in positions.elements() {
                 let KafkaOffset::Offset(position) = element.offset() else { continue };
@@ -372,7 +372,7 @@ impl Poller {
                     slot.source.partition.0 == element.partition() && *slot.source.topic == *element.topic()
                 });
                 if let Some((slot, position)) = found.zip(Offset::new(position)) {
-                    if slot.suspect_since.is_some() && slot.next < position {
+                    if slot.is_suspect && slot.next < position {
                         // A control record behind damaged ones moves the position too: read again instead.
                         suspects.push(slot.assignment);
                         continue;
@@ -406,21 +406,25 @@ impl Poller {
         self.pending.get(lane_index).is_some_and(|lane| lane.paused_generation.is_some())
     }
 
-    /// The assignments that got nothing for a while after an error, although there may be more.
-    fn standing_still(&self, state: &Assignments, now: Instant) -> Vec<AssignmentId> {
-        let stands_still = |slot: &&Slot| {
-            slot.suspect_since.is_some_and(|since| now.saturating_duration_since(since) >= SUSPECT_PATIENCE)
-                && !self.is_paused(slot.lane_index)
-                && self.may_have_more(slot)
-        };
-        state.slots.iter().filter(stands_still).map(|slot| slot.assignment).collect()
+    /// The assignments that got nothing for a while after an error, although there is more.
+    fn standing_still(&self, state: &mut Assignments, now: Instant, is_connected: bool) -> Vec<AssignmentId> {
+        let mut standing = Vec::new();
+        for slot in &mut state.slots {
+            let has_more = || self.end_of(slot).and_then(Offset::new).is_some_and(|end| end > slot.next);
+            let stands = slot.is_suspect && is_connected && !self.is_paused(slot.lane_index) && has_more();
+            let since = stands.then(|| slot.stands_since.unwrap_or(now));
+            if since.is_some_and(|since| now.saturating_duration_since(since) >= SUSPECT_PATIENCE) {
+                standing.push(slot.assignment);
+            }
+            slot.stands_since = since;
+        }
+        standing
     }
 
-    /// Whether Kafka may have something behind the slot's position, by its last answer. One outside of the partition
-    /// tells no end.
-    fn may_have_more(&self, slot: &Slot) -> bool {
-        let end = native::cached_watermarks(&self.consumer, &slot.source.topic, slot.source.partition.0);
-        end.and_then(|(_, end)| Offset::new(end)).is_none_or(|end| end > slot.next)
+    /// The end of the slot's partition by Kafka's last answer, as librdkafka has it; negative: it told none.
+    fn end_of(&self, slot: &Slot) -> Option<i64> {
+        let told = native::cached_watermarks(&self.consumer, &slot.source.topic, slot.source.partition.0);
+        told.map(|(_, end)| end)
     }
 
     fn mirror(&self, positions: &[(Arc<TopicPartition>, Offset)]) {

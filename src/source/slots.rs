@@ -28,8 +28,10 @@ pub(super) struct Slot {
     pub(super) next: Offset,
     /// The position behind the last chunk that passed the gate.
     pub(super) handed_to: Offset,
-    /// When the consumer reported an error, if no record came since: a gap now may be a loss.
-    pub(super) suspect_since: Option<Instant>,
+    /// The consumer reported an error since the last record: a gap now may be a loss.
+    pub(super) is_suspect: bool,
+    /// Since when it is suspect and got nothing, although there is more.
+    pub(super) stands_since: Option<Instant>,
     open: Option<Chunk>,
     clock: Clock,
     /// How large the last chunk was, in bytes and records: the next one is likely to be as large.
@@ -63,7 +65,8 @@ impl Slot {
             topic_id,
             next,
             handed_to: next,
-            suspect_since: None,
+            is_suspect: false,
+            stands_since: None,
             open: None,
             clock,
             last_size: (0, 0),
@@ -74,10 +77,10 @@ impl Slot {
     pub(super) fn append(&mut self, message: &BorrowedMessage<'_>) -> Appended {
         let Some(offset) = Offset::new(message.offset()) else { return Appended::Old };
         let Some(absent_before) = self.next.distance_to(offset) else { return Appended::Old };
-        if absent_before > 0 && self.suspect_since.is_some() {
+        if absent_before > 0 && self.is_suspect {
             return Appended::Suspect;
         }
-        self.suspect_since = None;
+        (self.is_suspect, self.stands_since) = (false, None);
         let chunk = self.open_chunk();
         let record = record_of(message, offset, absent_before, &mut chunk.arena);
         chunk.records.push(record);

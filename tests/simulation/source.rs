@@ -208,9 +208,8 @@ impl Poller {
     /// Reads a partition no more, and offers it again.
     fn end(&mut self, partition: usize) {
         let Some(slot) = self.slots.remove(&partition) else { return };
-        let now = Instant::now();
-        self.held.insert(partition, now);
-        let handed_on = HandedOn { assignment: slot.assignment, to: at(slot.next), ended_at: now.into_std() };
+        self.held.insert(partition, Instant::now());
+        let handed_on = HandedOn { assignment: slot.assignment, to: at(slot.next) };
         self.handed_on.insert(partition, handed_on);
     }
 

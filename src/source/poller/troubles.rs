@@ -5,6 +5,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{Poller, SAY_AGAIN_AFTER};
 
+/// The end in an answer that is an error (FetchResponse, `HighWatermark`); librdkafka has -1001 where there was no answer.
+const NO_END: i64 = -1;
+
 impl Poller {
     /// What the consumer reports instead of a record.
     pub(super) fn consumer_error(&mut self, error: &KafkaError) {
@@ -52,10 +55,7 @@ impl Poller {
                 if self.is_news(*code) {
                     tracing::warn!(%code, "the kafka consumer reported an error; gaps right after it are read again");
                 }
-                let now = self.clock.monotonic();
-                self.state().slots.iter_mut().for_each(|slot| {
-                    slot.suspect_since.get_or_insert(now);
-                });
+                self.state().slots.iter_mut().for_each(|slot| slot.is_suspect = true);
             }
         }
     }
@@ -95,12 +95,13 @@ impl Poller {
 
     /// Gives every assignment up, so that each is described, claimed and read again from its position: the error names
     /// no partition, and librdkafka reads that one no more. Behind damaged records it goes on anywhere (its
-    /// `rd_kafka_msgset_reader_v2` skips to the wrong place), so that the position is not outside of anything.
+    /// `rd_kafka_msgset_reader_v2` skips to the wrong place), so that the position is not outside of anything. Which
+    /// one that is shows by its end: with this error Kafka tells none.
     fn look_at_all(&self) {
         let mut state = self.state();
         for assignment in state.assignments_where(|_| true) {
             let slot = state.slots.iter().find(|slot| slot.assignment == assignment);
-            if slot.is_some_and(|slot| slot.suspect_since.is_some() && self.may_have_more(slot)) {
+            if slot.is_some_and(|slot| slot.is_suspect && self.end_of(slot) == Some(NO_END)) {
                 state.reread(&self.consumer, assignment);
             } else {
                 state.finish_assignment(&self.consumer, assignment);
