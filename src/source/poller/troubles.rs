@@ -5,7 +5,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{Poller, SAY_AGAIN_AFTER};
 
-/// The end in an answer that is an error (FetchResponse, `HighWatermark`); librdkafka has -1001 where there was no answer.
+/// The end in an answer that is an error (`HighWatermark` of a Fetch response); librdkafka has -1001 where there was no answer.
 const NO_END: i64 = -1;
 
 impl Poller {
